@@ -1,0 +1,14 @@
+//! The pure core of Chappe: its words, its wire, its session state machine.
+//! **Invariant:** no runtime, no sockets, no clock, no environment; `no_std` lets the compiler prove it.
+#![no_std]
+
+extern crate alloc;
+
+pub mod close;
+pub mod envelope;
+pub mod frame;
+pub mod id;
+pub mod internode;
+pub mod session;
+pub mod time;
+pub mod world;

@@ -1,0 +1,199 @@
+//! The slot log of Chappe: one mailbox per user, a dense write-once log of slots, a cursor per device.
+//! **Invariant:** an append that was answered with a seq is durable; a seq is never issued twice.
+//!
+//! [`Store`] is what the roles use. `SlotLog` implements it once, over [`Rows`](rows::Rows),
+//! the few single-partition operations that a database must offer; each backend is one implementation of `Rows`.
+
+pub mod error;
+pub mod rows;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chappe_protocol::envelope::{DeviceFilter, Page, Sender, Urgency};
+use chappe_protocol::id::{
+    Bucket, ConnectionId, CursorTag, DeviceId, EnvelopeId, Epoch, MailboxId, PayloadId, Seq, UserId,
+};
+use chappe_protocol::time::UnixMillis;
+pub use error::{Result, StoreError};
+
+/// A user as the store knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    /// The user's mailbox.
+    pub mailbox: MailboxId,
+    /// The user was erased; a return mints a new mailbox.
+    pub erased: bool,
+}
+
+/// A device of a mailbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Which.
+    pub device: DeviceId,
+    /// Its first cursor: slots up to it never target it. Never changes.
+    pub since: Seq,
+    /// May not attach any more.
+    pub revoked: bool,
+    /// Its newest session.
+    pub epoch: Epoch,
+    /// The newest session's socket.
+    pub connection: ConnectionId,
+}
+
+/// The live and the revoked devices of a mailbox.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeviceSet {
+    /// Counts up with every device added or revoked; 0: none yet.
+    pub version: u64,
+    /// Sorted by id.
+    pub devices: Vec<Device>,
+}
+
+/// An envelope on its way into the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Key of idempotence.
+    pub envelope_id: EnvelopeId,
+    /// Who sent it.
+    pub sender: Sender,
+    /// For which devices.
+    pub devices: DeviceFilter,
+    /// When it was accepted.
+    pub at: UnixMillis,
+    /// When the payload goes.
+    pub expires_at: UnixMillis,
+    /// How soon it matters.
+    pub urgency: Urgency,
+    /// The bytes, or where they are.
+    pub payload: EntryPayload,
+}
+
+/// The payload of an [`Entry`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryPayload {
+    /// In the slot.
+    Inline(Bytes),
+    /// Stored once for many mailboxes by [`Store::put_payload`].
+    Ref {
+        /// Under this id.
+        id: PayloadId,
+        /// Its length.
+        bytes: u32,
+    },
+}
+
+/// Where an entry stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Appended {
+    /// By this append.
+    Committed(Seq),
+    /// By an earlier one.
+    Duplicate(Seq),
+}
+
+impl Appended {
+    /// The slot, either way.
+    pub fn seq(self) -> Seq {
+        match self {
+            Self::Committed(seq) | Self::Duplicate(seq) => seq,
+        }
+    }
+}
+
+/// The answer to an append.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppendReply {
+    /// One per entry, in order.
+    pub entries: Vec<Appended>,
+    /// The head afterwards, or later.
+    pub head: Seq,
+}
+
+/// How a device attaches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attach {
+    /// The new socket.
+    pub connection: ConnectionId,
+    /// The client's own cursor, if its tag was this store's; counts as an ack.
+    pub cursor: Option<Seq>,
+}
+
+/// What an attach found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// The device row, with the new epoch and connection in it.
+    pub device: Device,
+    /// max(`since`, the client's cursor or the stored one).
+    pub from: Seq,
+    /// The head.
+    pub head: Seq,
+}
+
+/// What a trim did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Trimmed {
+    /// Buckets whose slots were deleted.
+    pub buckets: u64,
+    /// The first bucket that still has its slots.
+    pub floor: Bucket,
+}
+
+/// The durable side of delivery. All calls are safe to repeat; [`StoreError`] says what a failure means.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Looks a user up.
+    async fn user(&self, user: &UserId) -> Result<Option<User>>;
+
+    /// Finds or creates a user; two at once agree on one mailbox. An erased user gets a new mailbox.
+    async fn create_user(&self, user: &UserId) -> Result<User>;
+
+    /// The devices of a mailbox.
+    async fn devices(&self, mailbox: MailboxId) -> Result<DeviceSet>;
+
+    /// Attaches a device: creates it at the SERIAL head if it is new, raises its epoch, takes its cursor as an ack.
+    /// [`StoreError::Revoked`] and [`StoreError::CursorAhead`] are final.
+    async fn attach(&self, mailbox: MailboxId, device: &DeviceId, attach: Attach) -> Result<Attached>;
+
+    /// Attaches without a new epoch and without any write (resume, peek): one read of the device, one of the head.
+    /// `None`: there is no such device yet.
+    async fn glance(&self, mailbox: MailboxId, device: &DeviceId, cursor: Option<Seq>) -> Result<Option<Attached>>;
+
+    /// Bars a device for ever.
+    async fn revoke(&self, mailbox: MailboxId, device: &DeviceId) -> Result<()>;
+
+    /// Appends entries in their order, densely, once each. `base`: a head bucket learned before the first transmission
+    /// of every entry; `None` looks back 2 days. At most 64 entries and 512 KiB of payload.
+    /// [`StoreError::Quota`] refuses all of them.
+    async fn append(&self, mailbox: MailboxId, entries: &[Entry], base: Option<Bucket>) -> Result<AppendReply>;
+
+    /// The head; SERIAL when `serial`, else it may be a moment old.
+    async fn head(&self, mailbox: MailboxId, serial: bool) -> Result<Seq>;
+
+    /// A contiguous run behind `after`: at most `rows_max` slots and `bytes_max` bytes of `Slot::cost`, but at least one slot.
+    /// Resolves holes: a row that is missing though it should be there comes back as `SlotBody::Lost`.
+    async fn read(&self, mailbox: MailboxId, after: Seq, rows_max: usize, bytes_max: usize) -> Result<Page>;
+
+    /// Raises a device's cursor (a max-register); a lower value changes nothing.
+    async fn advance(&self, mailbox: MailboxId, device: &DeviceId, upto: Seq) -> Result<()>;
+
+    /// A device's cursor as stored.
+    async fn cursor(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Seq>;
+
+    /// Deletes the sealed buckets that every live device's cursor has passed, or whose payloads are all past their time.
+    async fn trim(&self, mailbox: MailboxId) -> Result<Trimmed>;
+
+    /// Erases a user: the log takes no more, then rows, payloads, devices and the name go.
+    async fn erase(&self, user: &UserId) -> Result<()>;
+
+    /// Stores a payload for many mailboxes.
+    async fn put_payload(&self, id: PayloadId, bytes: Bytes, expires_at: UnixMillis) -> Result<()>;
+
+    /// Notes that a mailbox is about to grow, or that its sessions changed (kept 24 h). Cheap when repeated within 10 s.
+    async fn add_pending(&self, mailbox: MailboxId) -> Result<()>;
+
+    /// The mailboxes noted since `since`, and the store's clock at the start of this read.
+    async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)>;
+
+    /// Names a mailbox and this store's incarnation, for clients' cursors.
+    fn cursor_tag(&self, mailbox: MailboxId) -> CursorTag;
+}
