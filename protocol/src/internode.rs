@@ -132,7 +132,11 @@ impl Outcome {
     /// Committed, duplicate or finally refused: what follows in the list may be attempted.
     pub fn is_decided(&self) -> bool {
         match self {
-            Self::Accepted | Self::UnknownUser | Self::NoDevice | Self::DevicesChanged { .. } | Self::Quota => true,
+            Self::Accepted
+            | Self::UnknownUser
+            | Self::NoDevice
+            | Self::DevicesChanged { .. }
+            | Self::Quota => true,
             Self::Unavailable | Self::NotAttempted | Self::Unknown => false,
         }
     }

@@ -21,7 +21,8 @@ pub enum LinkError {
 #[async_trait]
 pub trait Links: Send + Sync + 'static {
     /// Sends a request to a router, preferably the one that this mailbox has affinity to, and waits at most `budget`.
-    async fn request(&self, mailbox: MailboxId, request: Request, budget: Millis) -> Result<Reply, LinkError>;
+    async fn request(&self, mailbox: MailboxId, request: Request, budget: Millis)
+    -> Result<Reply, LinkError>;
 
     /// Rings a gateway, best effort: never waits, drops when the gateway's queue is full or the gateway is gone.
     fn ring(&self, gateway: GatewayId, bell: Doorbell);

@@ -4,6 +4,7 @@
 //! [`Store`] is what the roles use. `SlotLog` implements it once, over [`Rows`](rows::Rows),
 //! the few single-partition operations that a database must offer; each backend is one implementation of `Rows`.
 
+pub mod embedded;
 pub mod error;
 pub mod rows;
 
@@ -156,7 +157,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Attaches without a new epoch and without any write (resume, peek): one read of the device, one of the head.
     /// `None`: there is no such device yet.
-    async fn glance(&self, mailbox: MailboxId, device: &DeviceId, cursor: Option<Seq>) -> Result<Option<Attached>>;
+    async fn glance(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        cursor: Option<Seq>,
+    ) -> Result<Option<Attached>>;
 
     /// Bars a device for ever.
     async fn revoke(&self, mailbox: MailboxId, device: &DeviceId) -> Result<()>;
@@ -164,7 +170,12 @@ pub trait Store: Send + Sync + 'static {
     /// Appends entries in their order, densely, once each. `base`: a head bucket learned before the first transmission
     /// of every entry; `None` looks back 2 days. At most 64 entries and 512 KiB of payload.
     /// [`StoreError::Quota`] refuses all of them.
-    async fn append(&self, mailbox: MailboxId, entries: &[Entry], base: Option<Bucket>) -> Result<AppendReply>;
+    async fn append(
+        &self,
+        mailbox: MailboxId,
+        entries: &[Entry],
+        base: Option<Bucket>,
+    ) -> Result<AppendReply>;
 
     /// The head; SERIAL when `serial`, else it may be a moment old.
     async fn head(&self, mailbox: MailboxId, serial: bool) -> Result<Seq>;

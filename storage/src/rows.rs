@@ -5,7 +5,9 @@ use crate::error::Result;
 use crate::{Device, Entry};
 use async_trait::async_trait;
 use bytes::Bytes;
-use chappe_protocol::id::{Bucket, ConnectionId, DeviceId, EnvelopeId, Epoch, MailboxId, PayloadId, Seq, UserId};
+use chappe_protocol::id::{
+    Bucket, ConnectionId, DeviceId, EnvelopeId, Epoch, MailboxId, PayloadId, Seq, UserId,
+};
 use chappe_protocol::time::UnixMillis;
 
 /// One partition of the log.
