@@ -1,0 +1,176 @@
+//! What a router counts. **Invariant:** handles are resolved once; no label carries an id.
+
+use chappe_protocol::internode::Outcome;
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets,
+};
+
+/// The metrics of all routers of a process, of their links and of their directory.
+#[derive(Debug, Clone)]
+pub struct RouterMetrics {
+    /// `chappe_router_submits_total`: submits received.
+    pub submits: IntCounter,
+    /// `chappe_router_entries_total{outcome}`: entries answered.
+    pub entries: EntryCounters,
+    /// `chappe_router_refused_total{why="full"}`: requests refused because a queue was full.
+    pub refused_full: IntCounter,
+    /// `chappe_router_refused_total{why="invalid"}`: requests refused because a gateway sent what it should not.
+    pub refused_invalid: IntCounter,
+    /// `chappe_router_batch_entries`: entries per append.
+    pub batch_entries: Histogram,
+    /// `chappe_router_append_seconds`: time of one call of the store's append.
+    pub append_seconds: Histogram,
+    /// `chappe_router_append_retries_total`: appends tried again under the same ids.
+    pub append_retries: IntCounter,
+    /// `chappe_router_shared_payloads_total`: payloads stored once for several mailboxes.
+    pub shared_payloads: IntCounter,
+    /// `chappe_router_queue_entries`: entries of submits under way.
+    pub queue_entries: IntGauge,
+    /// `chappe_router_queue_bytes`: payload bytes of submits under way.
+    pub queue_bytes: IntGauge,
+    /// `chappe_router_mailboxes`: mailboxes with a round.
+    pub mailboxes: IntGauge,
+    /// `chappe_router_appends_in_flight`: appends under way in the store.
+    pub appends_in_flight: IntGauge,
+    /// `chappe_router_doorbell_tasks`: doorbell tasks under way.
+    pub doorbell_tasks: IntGauge,
+    /// `chappe_router_doorbells_total`: doorbells handed to the links.
+    pub doorbells: IntCounter,
+    /// `chappe_router_doorbells_dropped_total{where="router"}`: dropped because too many tasks were under way.
+    pub doorbells_dropped_router: IntCounter,
+    /// `chappe_router_doorbells_dropped_total{where="link"}`: dropped because the gateway was gone or its queue full.
+    pub doorbells_dropped_link: IntCounter,
+    /// `chappe_router_gateway_queue_bells`: doorbells that wait for the gateways of this process.
+    pub gateway_queue_bells: IntGauge,
+    /// `chappe_router_probes_total`: probes answered.
+    pub probes: IntCounter,
+    /// `chappe_router_probe_news_total`: mailboxes that probes reported.
+    pub probe_news: IntCounter,
+    /// `chappe_router_leases`: leases in the directory of this process.
+    pub leases: IntGauge,
+    /// `chappe_router_leases_dropped_total`: leases not taken because the directory was full.
+    pub leases_dropped: IntCounter,
+}
+
+/// One counter per [`Outcome`].
+#[derive(Debug, Clone)]
+pub struct EntryCounters {
+    accepted: IntCounter,
+    unknown_user: IntCounter,
+    no_device: IntCounter,
+    devices_changed: IntCounter,
+    quota: IntCounter,
+    unavailable: IntCounter,
+    not_attempted: IntCounter,
+    unknown: IntCounter,
+}
+
+impl EntryCounters {
+    /// Its counter.
+    pub fn of(&self, outcome: &Outcome) -> &IntCounter {
+        match outcome {
+            Outcome::Accepted => &self.accepted,
+            Outcome::UnknownUser => &self.unknown_user,
+            Outcome::NoDevice => &self.no_device,
+            Outcome::DevicesChanged { .. } => &self.devices_changed,
+            Outcome::Quota => &self.quota,
+            Outcome::Unavailable => &self.unavailable,
+            Outcome::NotAttempted => &self.not_attempted,
+            Outcome::Unknown => &self.unknown,
+        }
+    }
+}
+
+impl RouterMetrics {
+    /// Registers everything; fails if the registry has one of the names already.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let entries = vec(registry, "entries_total", "Entries answered, by outcome.", "outcome")?;
+        let refused = vec(registry, "refused_total", "Requests refused as a whole, by reason.", "why")?;
+        let dropped = vec(registry, "doorbells_dropped_total", "Doorbells dropped, by place.", "where")?;
+        Ok(Self {
+            submits: counter(registry, "submits_total", "Submits received.")?,
+            entries: EntryCounters {
+                accepted: entries.with_label_values(&["accepted"]),
+                unknown_user: entries.with_label_values(&["unknown_user"]),
+                no_device: entries.with_label_values(&["no_device"]),
+                devices_changed: entries.with_label_values(&["devices_changed"]),
+                quota: entries.with_label_values(&["quota"]),
+                unavailable: entries.with_label_values(&["unavailable"]),
+                not_attempted: entries.with_label_values(&["not_attempted"]),
+                unknown: entries.with_label_values(&["unknown"]),
+            },
+            refused_full: refused.with_label_values(&["full"]),
+            refused_invalid: refused.with_label_values(&["invalid"]),
+            batch_entries: histogram(registry, "batch_entries", "Entries per append.", 1.0, 2.0, 7)?,
+            append_seconds: histogram(registry, "append_seconds", "Time of one append.", 0.0001, 2.0, 18)?,
+            append_retries: counter(
+                registry,
+                "append_retries_total",
+                "Appends tried again under the same ids.",
+            )?,
+            shared_payloads: counter(
+                registry,
+                "shared_payloads_total",
+                "Payloads stored once for several mailboxes.",
+            )?,
+            queue_entries: gauge(registry, "queue_entries", "Entries of submits under way.")?,
+            queue_bytes: gauge(registry, "queue_bytes", "Payload bytes of submits under way.")?,
+            mailboxes: gauge(registry, "mailboxes", "Mailboxes with a round.")?,
+            appends_in_flight: gauge(registry, "appends_in_flight", "Appends under way in the store.")?,
+            doorbell_tasks: gauge(registry, "doorbell_tasks", "Doorbell tasks under way.")?,
+            doorbells: counter(registry, "doorbells_total", "Doorbells handed to the links.")?,
+            doorbells_dropped_router: dropped.with_label_values(&["router"]),
+            doorbells_dropped_link: dropped.with_label_values(&["link"]),
+            gateway_queue_bells: gauge(
+                registry,
+                "gateway_queue_bells",
+                "Doorbells that wait for the gateways of this process.",
+            )?,
+            probes: counter(registry, "probes_total", "Probes answered.")?,
+            probe_news: counter(registry, "probe_news_total", "Mailboxes that probes reported.")?,
+            leases: gauge(registry, "leases", "Leases in the directory of this process.")?,
+            leases_dropped: counter(
+                registry,
+                "leases_dropped_total",
+                "Leases not taken because the directory was full.",
+            )?,
+        })
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("chappe_router_{name}"), help)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    let metric = IntCounter::with_opts(opts(name, help))?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    let metric = IntGauge::with_opts(opts(name, help))?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn vec(registry: &Registry, name: &str, help: &str, label: &str) -> Result<IntCounterVec, prometheus::Error> {
+    let metric = IntCounterVec::new(opts(name, help), &[label])?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn histogram(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    start: f64,
+    factor: f64,
+    count: usize,
+) -> Result<Histogram, prometheus::Error> {
+    let opts =
+        HistogramOpts { common_opts: opts(name, help), buckets: exponential_buckets(start, factor, count)? };
+    let metric = Histogram::with_opts(opts)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
