@@ -1,0 +1,118 @@
+//! What a gateway counts. **Invariant:** handles are resolved once; no label carries an id of a user, a device or a mailbox.
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    register_histogram_with_registry, register_int_counter_vec_with_registry,
+    register_int_counter_with_registry, register_int_gauge_with_registry,
+};
+
+macro_rules! metrics {
+    (counters { $($(#[doc = $cdoc:literal])+ $counter:ident = $cname:literal;)+ }
+     labelled { $($(#[doc = $ldoc:literal])+ $labelled:ident = $lname:literal by $label:literal;)+ }
+     gauges { $($(#[doc = $gdoc:literal])+ $gauge:ident = $gname:literal;)+ }
+     histograms { $($(#[doc = $hdoc:literal])+ $histogram:ident = $hname:literal in $buckets:expr;)+ }) => {
+        /// Counters, gauges and histograms of one gateway, all named `chappe_gateway_*`.
+        #[derive(Debug)]
+        pub struct GatewayMetrics {
+            $($(#[doc = $cdoc])+ pub $counter: IntCounter,)+
+            $($(#[doc = $ldoc])+ pub $labelled: IntCounterVec,)+
+            $($(#[doc = $gdoc])+ pub $gauge: IntGauge,)+
+            $($(#[doc = $hdoc])+ pub $histogram: Histogram,)+
+        }
+
+        impl GatewayMetrics {
+            /// The names and help texts, for documents and tests.
+            pub const NAMES: &'static [(&'static str, &'static str)] = &[
+                $(($cname, concat!($($cdoc),+)),)+ $(($lname, concat!($($ldoc),+)),)+
+                $(($gname, concat!($($gdoc),+)),)+ $(($hname, concat!($($hdoc),+)),)+
+            ];
+
+            /// Registers all of them; fails if one of the names is taken.
+            pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+                Ok(Self {
+                    $($counter: register_int_counter_with_registry!(
+                        Opts::new($cname, concat!($($cdoc),+).trim()), registry)?,)+
+                    $($labelled: register_int_counter_vec_with_registry!(
+                        Opts::new($lname, concat!($($ldoc),+).trim()), &[$label], registry)?,)+
+                    $($gauge: register_int_gauge_with_registry!(
+                        Opts::new($gname, concat!($($gdoc),+).trim()), registry)?,)+
+                    $($histogram: register_histogram_with_registry!(
+                        HistogramOpts::new($hname, concat!($($hdoc),+).trim()).buckets($buckets.to_vec()), registry)?,)+
+                })
+            }
+        }
+    };
+}
+
+const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+
+metrics! {
+    counters {
+        /// Sockets taken from the listener.
+        accepted_total = "chappe_gateway_accepted_total";
+        /// Sockets closed before any work, by the admission bucket or the ceiling of connections.
+        refused_total = "chappe_gateway_refused_total";
+        /// Handshakes that failed or took too long.
+        handshake_failed_total = "chappe_gateway_handshake_failed_total";
+        /// Sessions welcomed after a full attach.
+        attached_total = "chappe_gateway_attached_total";
+        /// Sessions welcomed by their resume token.
+        resumed_total = "chappe_gateway_resumed_total";
+        /// Envelopes written to devices.
+        delivered_total = "chappe_gateway_delivered_total";
+        /// Pages read from the log.
+        pages_read_total = "chappe_gateway_pages_read_total";
+        /// Pages shared with another session that asked for the same.
+        pages_shared_total = "chappe_gateway_pages_shared_total";
+        /// Reads of the log that failed and are tried again.
+        read_failed_total = "chappe_gateway_read_failed_total";
+        /// Cursors written.
+        advanced_total = "chappe_gateway_advanced_total";
+        /// Doorbells heard.
+        doorbells_total = "chappe_gateway_doorbells_total";
+        /// Doorbells whose payload was dropped because a session's inbox was full; only the head was kept.
+        doorbell_payloads_dropped_total = "chappe_gateway_doorbell_payloads_dropped_total";
+        /// Ephemeral payloads dropped because a session's inbox or socket was full.
+        ephemerals_dropped_total = "chappe_gateway_ephemerals_dropped_total";
+        /// Probes sent to routers.
+        probes_total = "chappe_gateway_probes_total";
+        /// Probes that got no answer.
+        probe_failed_total = "chappe_gateway_probe_failed_total";
+        /// Mailboxes whose growth was found by a probe and not by a doorbell.
+        probe_news_total = "chappe_gateway_probe_news_total";
+        /// Alarm: clients whose cursor lies beyond the head.
+        cursor_ahead_total = "chappe_gateway_cursor_ahead_total";
+        /// Submits taken.
+        submits_total = "chappe_gateway_submits_total";
+    }
+    labelled {
+        /// Connections closed by the gateway, by the reason's word.
+        closed_total = "chappe_gateway_closed_total" by "reason";
+        /// Targets of submits answered, by outcome.
+        outcomes_total = "chappe_gateway_outcomes_total" by "outcome";
+        /// Frames and submits refused, by the name of the limit.
+        limited_total = "chappe_gateway_limited_total" by "limit";
+    }
+    gauges {
+        /// Sockets in TLS and WebSocket handshakes or waiting for their Hello.
+        handshakes = "chappe_gateway_handshakes";
+        /// Sessions, peeks included.
+        sessions = "chappe_gateway_sessions";
+        /// Entries of submits that wait or are with a router.
+        submit_entries = "chappe_gateway_submit_entries";
+        /// Payload bytes of submits that wait or are with a router.
+        submit_bytes = "chappe_gateway_submit_bytes";
+        /// Cursor writes that wait or are with the store.
+        advances_in_flight = "chappe_gateway_advances_in_flight";
+        /// Timers armed.
+        timers = "chappe_gateway_timers";
+        /// Doorbells waiting in the gateway's queue when last looked at.
+        doorbell_queue = "chappe_gateway_doorbell_queue";
+    }
+    histograms {
+        /// From a Submit's arrival to its result, in seconds.
+        submit_seconds = "chappe_gateway_submit_seconds" in SECONDS;
+        /// From the Hello to the Welcome, in seconds.
+        attach_seconds = "chappe_gateway_attach_seconds" in SECONDS;
+    }
+}
