@@ -1,1 +1,10 @@
-//! Placeholder.
+//! What every Chappe process does at its door: clock, configuration, signals, drain, admin port, telemetry, TLS.
+//! **Invariant:** nothing here knows what an envelope is.
+
+pub mod admin;
+pub mod clock;
+pub mod config;
+pub mod drain;
+pub mod signal;
+pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,206 @@
+//! The admin port: `/healthz`, `/readyz`, `/metrics` and what a process adds. **Invariant:** it never shares a port with clients.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::{Encoder, Registry, TextEncoder};
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A call of an operator, read in full (at most 64 KiB).
+#[derive(Debug)]
+pub struct AdminCall {
+    /// The HTTP method.
+    pub method: Method,
+    /// The path, without the query.
+    pub path: String,
+    /// What stands behind `Authorization: Bearer`.
+    pub bearer: Option<String>,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// An answer: status and JSON.
+#[derive(Debug)]
+pub struct AdminReply {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// A JSON document.
+    pub json: String,
+}
+
+/// What a process adds to the port: `None` for a path that is not its own.
+pub type AdminHandler =
+    Arc<dyn Fn(AdminCall) -> Pin<Box<dyn Future<Output = Option<AdminReply>> + Send>> + Send + Sync>;
+
+/// What the port shows.
+#[derive(Clone)]
+pub struct Admin {
+    /// Its metrics.
+    pub registry: Registry,
+    /// `true` once it serves, `false` again from the start of a drain.
+    pub ready: watch::Receiver<bool>,
+    /// The process's own calls.
+    pub handler: Option<AdminHandler>,
+}
+
+const CALL_BYTES_MAX: usize = 64 * 1024;
+const CONNECTIONS_MAX: usize = 64;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves until `stop` is cancelled; each connection is a task of `tasks`.
+pub async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken, tasks: TaskTracker) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let (socket, permit) = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = accept(&listener, &permits) => match accepted {
+                Some(accepted) => accepted,
+                None => continue,
+            },
+        };
+        let (admin, stop) = (admin.clone(), stop.clone());
+        tasks.spawn(async move {
+            let service = hyper::service::service_fn(move |request| answer(admin.clone(), request));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(socket), service);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                done = connection => if let Err(error) = done {
+                    tracing::debug!(%error, "an admin connection ended early");
+                },
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> Option<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((socket, _)) => Some((socket, permit)),
+        Err(error) => {
+            tracing::warn!(%error, "the admin port cannot accept");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            None
+        }
+    }
+}
+
+async fn answer(admin: Admin, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let path = request.uri().path().to_owned();
+    Ok(match (request.method().clone(), path.as_str()) {
+        (Method::GET, "/healthz") => plain(StatusCode::OK, "ok\n"),
+        (Method::GET, "/readyz") if *admin.ready.borrow() => plain(StatusCode::OK, "ready\n"),
+        (Method::GET, "/readyz") => {
+            plain(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n")
+        }
+        (Method::GET, "/metrics") => metrics(&admin.registry),
+        (method, _) => match own(&admin, method, path.clone(), request).await {
+            Some(reply) => respond(reply.status, "application/json", reply.json),
+            None => plain(StatusCode::NOT_FOUND, "there is /healthz, /readyz and /metrics\n"),
+        },
+    })
+}
+
+async fn own(admin: &Admin, method: Method, path: String, request: Request<Incoming>) -> Option<AdminReply> {
+    let handler = admin.handler.as_ref()?;
+    let bearer = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .map(str::to_owned);
+    let Ok(body) = Limited::new(request.into_body(), CALL_BYTES_MAX).collect().await else {
+        let json = r#"{"code":"call_too_large","message":"an admin call has at most 64 KiB"}"#.to_owned();
+        return Some(AdminReply { status: StatusCode::PAYLOAD_TOO_LARGE, json });
+    };
+    handler(AdminCall { method, path, bearer, body: body.to_bytes() }).await
+}
+
+fn metrics(registry: &Registry) -> Response<Full<Bytes>> {
+    let encoder = TextEncoder::new();
+    let mut text = Vec::new();
+    match encoder.encode(&registry.gather(), &mut text) {
+        Ok(()) => respond(StatusCode::OK, encoder.format_type(), text),
+        Err(error) => {
+            tracing::error!(%error, "metrics cannot be encoded");
+            plain(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be encoded\n")
+        }
+    }
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    respond(status, "text/plain; charset=utf-8", text)
+}
+
+fn respond(status: StatusCode, kind: &str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    if let Ok(kind) = header::HeaderValue::from_str(kind) {
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn get(port: u16, path: &str) -> String {
+        let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        socket.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn health_readiness_metrics_and_own_calls_are_answered() {
+        let registry = Registry::new();
+        let counter = prometheus::IntCounter::new("chappe_test_total", "a test").unwrap();
+        registry.register(Box::new(counter.clone())).unwrap();
+        counter.inc();
+        let (ready, watch) = watch::channel(false);
+        let handler: AdminHandler = Arc::new(|call| {
+            Box::pin(async move {
+                (call.path == "/v1/own").then(|| AdminReply { status: StatusCode::OK, json: "{}".into() })
+            })
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let admin = Admin { registry, ready: watch, handler: Some(handler) };
+        tasks.spawn(serve(listener, admin, stop.clone(), tasks.clone()));
+
+        assert!(get(port, "/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(get(port, "/readyz").await.starts_with("HTTP/1.1 503"));
+        ready.send(true).unwrap();
+        assert!(get(port, "/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(get(port, "/metrics").await.contains("chappe_test_total 1"));
+        assert!(get(port, "/v1/own").await.starts_with("HTTP/1.1 200"));
+        assert!(get(port, "/v1/other").await.starts_with("HTTP/1.1 404"));
+        stop.cancel();
+        tasks.close();
+        tasks.wait().await;
+    }
+}

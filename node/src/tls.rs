@@ -1,0 +1,199 @@
+//! TLS 1.3 for servers, with certificates that are read anew without a restart.
+//! **Invariant:** a certificate that cannot be used never replaces one that can.
+
+use rustls::ServerConfig;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, SystemTime};
+use tokio_util::sync::CancellationToken;
+
+/// Why a certificate or key cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The file cannot be read or holds no PEM of the right kind.
+    #[error("tls_file: {path}: {message}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// Certificate and key do not belong together, or are of a kind that TLS 1.3 does not know.
+    #[error("tls_pair: {certificate} and {key}: {message}")]
+    Pair {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// What rustls said.
+        message: String,
+    },
+}
+
+/// Makes aws-lc-rs the process's crypto provider. Call first in `main` and in tests; calling it again does nothing.
+pub fn install_crypto_provider() {
+    // An error means that it is installed already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+/// A server's certificate chain and key in files, and the configuration made of them.
+#[derive(Debug)]
+pub struct ReloadingTls {
+    certificate: PathBuf,
+    key: PathBuf,
+    current: RwLock<Arc<ServerConfig>>,
+}
+
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+impl ReloadingTls {
+    /// Reads both files.
+    pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let current = RwLock::new(Arc::new(server_config(certificate, key)?));
+        Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), current })
+    }
+
+    /// The configuration for the next handshake.
+    pub fn current(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.current.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Reads both files anew; on an error the old configuration stays.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        let fresh = Arc::new(server_config(&self.certificate, &self.key)?);
+        *self.current.write().unwrap_or_else(std::sync::PoisonError::into_inner) = fresh;
+        Ok(())
+    }
+
+    /// Reloads when `reloads` changes (SIGHUP) and when a file's time of change does, looked at every 30 s; until `stop`.
+    pub async fn watch(&self, mut reloads: tokio::sync::watch::Receiver<u64>, stop: CancellationToken) {
+        let mut seen = self.changed_at();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                changed = reloads.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(LOOK_EVERY) => {
+                    let now = self.changed_at();
+                    if now == seen { continue }
+                    seen = now;
+                }
+            }
+            match self.reload() {
+                Ok(()) => tracing::info!("certificate and key were read anew"),
+                Err(error) => {
+                    tracing::error!(%error, "the new certificate cannot be used, the old one stays");
+                }
+            }
+        }
+    }
+
+    fn changed_at(&self) -> [Option<SystemTime>; 2] {
+        [&self.certificate, &self.key]
+            .map(|path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok())
+    }
+}
+
+fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+    let file = |path: &Path, message: String| TlsError::File { path: path.to_owned(), message };
+    let chain =
+        CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(
+            |error| file(certificate, format!("{error}; a PEM file with the certificate chain is expected")),
+        )?;
+    if chain.is_empty() {
+        return Err(file(certificate, "there is no certificate in it".into()));
+    }
+    let private = PrivateKeyDer::from_pem_file(key)
+        .map_err(|error| file(key, format!("{error}; a PEM file with the private key is expected")))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let pair = |error: rustls::Error| TlsError::Pair {
+        certificate: certificate.to_owned(),
+        key: key.to_owned(),
+        message: error.to_string(),
+    };
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(pair)?
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .map_err(pair)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.send_tls13_tickets = 1;
+    Ok(config)
+}
+
+/// A self-made certificate and key for `localhost`, `127.0.0.1` and `::1`, as PEM: (certificate, key).
+pub fn development_certificate() -> Result<(String, String), String> {
+    let names = ["localhost", "127.0.0.1", "::1"].map(String::from);
+    let made = rcgen::generate_simple_self_signed(names).map_err(|error| error.to_string())?;
+    Ok((made.cert.pem(), made.signing_key.serialize_pem()))
+}
+
+/// A self-made Ed25519 key pair for development tokens, as PEM: (public, private).
+pub fn development_token_key() -> Result<(String, String), String> {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).map_err(|error| error.to_string())?;
+    Ok((key.public_key_pem(), key.serialize_pem()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write_pair(folder: &Path) -> (PathBuf, PathBuf) {
+        let (certificate, key) = development_certificate().unwrap();
+        let paths = (folder.join("cert.pem"), folder.join("key.pem"));
+        std::fs::write(&paths.0, certificate).unwrap();
+        std::fs::write(&paths.1, key).unwrap();
+        paths
+    }
+
+    #[test]
+    fn a_reload_takes_the_new_pair_and_a_bad_one_leaves_the_old() {
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key) = write_pair(folder.path());
+        let tls = ReloadingTls::load(&certificate, &key).unwrap();
+        let first = tls.current();
+        write_pair(folder.path());
+        tls.reload().unwrap();
+        let second = tls.current();
+        assert!(!Arc::ptr_eq(&first, &second));
+        std::fs::write(&key, "no key").unwrap();
+        let error = tls.reload().unwrap_err().to_string();
+        assert!(error.starts_with("tls_file"), "{error}");
+        assert!(Arc::ptr_eq(&second, &tls.current()));
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (certificate, _) = write_pair(one.path());
+        let (_, key) = write_pair(other.path());
+        let error = ReloadingTls::load(&certificate, &key).unwrap_err().to_string();
+        assert!(error.starts_with("tls_pair"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_hangup_reloads() {
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key) = write_pair(folder.path());
+        let tls = Arc::new(ReloadingTls::load(&certificate, &key).unwrap());
+        let first = tls.current();
+        let (hangups, reloads) = tokio::sync::watch::channel(0);
+        let stop = CancellationToken::new();
+        let watching = {
+            let (tls, stop) = (Arc::clone(&tls), stop.clone());
+            async move { tls.watch(reloads, stop).await }
+        };
+        let hangup = async {
+            write_pair(folder.path());
+            hangups.send(1).unwrap();
+            while Arc::ptr_eq(&first, &tls.current()) {
+                tokio::task::yield_now().await;
+            }
+            stop.cancel();
+        };
+        tokio::join!(watching, hangup);
+    }
+}
