@@ -1,12 +1,16 @@
 //! The slot log of Chappe: one mailbox per user, a dense write-once log of slots, a cursor per device.
 //! **Invariant:** an append that was answered with a seq is durable; a seq is never issued twice.
 //!
-//! [`Store`] is what the roles use. `SlotLog` implements it once, over [`Rows`](rows::Rows),
+//! [`Store`] is what the roles use. [`SlotLog`](slotlog::SlotLog) implements it once, over [`Rows`](rows::Rows),
 //! the few single-partition operations that a database must offer; each backend is one implementation of `Rows`.
 
 pub mod embedded;
 pub mod error;
+pub mod memory;
+#[cfg(feature = "testing")]
+pub mod planted;
 pub mod rows;
+pub mod slotlog;
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -2,9 +2,10 @@
 //! **Invariant:** whatever answered `Ok` is durable; [`Rows::compare_and_append`] writes all of a batch or nothing.
 
 use crate::error::Result;
-use crate::{Device, Entry};
+use crate::{Device, Entry, EntryPayload};
 use async_trait::async_trait;
 use bytes::Bytes;
+use chappe_protocol::envelope::{DeviceFilter, Sender, Urgency};
 use chappe_protocol::id::{
     Bucket, ConnectionId, DeviceId, EnvelopeId, Epoch, MailboxId, PayloadId, Seq, UserId,
 };
@@ -66,6 +67,24 @@ pub struct SlotRow {
     pub payload_gone: bool,
     /// Marked as lost by [`Rows::mark_lost`].
     pub lost: bool,
+}
+
+impl SlotRow {
+    /// The row that [`Rows::mark_lost`] leaves where there was none: nothing but its place is known.
+    pub fn lost(seq: Seq) -> Self {
+        let nobody = UserId::new("lost").and_then(|user| Ok(Sender { user, device: DeviceId::new("lost")? }));
+        let Ok(sender) = nobody else { unreachable!("`lost` is a valid name") };
+        let entry = Entry {
+            envelope_id: EnvelopeId::default(),
+            sender,
+            devices: DeviceFilter::All,
+            at: UnixMillis(0),
+            expires_at: UnixMillis(0),
+            urgency: Urgency::Background,
+            payload: EntryPayload::Inline(Bytes::new()),
+        };
+        Self { seq, entry, payload_gone: true, lost: true }
+    }
 }
 
 /// How far a mailbox was trimmed: buckets below have no slots any more.

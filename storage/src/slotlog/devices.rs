@@ -1,0 +1,103 @@
+//! Devices, their sessions and cursors. **Invariant:** a device's first cursor is the head at SERIAL, written before the
+//! device can be addressed; a cursor is only raised, and never beyond a head that was seen.
+
+use super::SlotLog;
+use super::stats::add;
+use crate::error::{Result, StoreError};
+use crate::rows::Rows;
+use crate::{Attach, Attached, Device, Store};
+use chappe_protocol::id::{DeviceId, Epoch, MailboxId, Seq};
+
+impl<R: Rows> SlotLog<R> {
+    pub(super) async fn attach_device(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        attach: Attach,
+    ) -> Result<Attached> {
+        let head = self.open_head(mailbox, true).await?;
+        let mut row = match self.rows.device(mailbox, device).await? {
+            Some(row) => row,
+            None => self.new_device(mailbox, device, head).await?,
+        };
+        if row.revoked {
+            return Err(StoreError::Revoked);
+        }
+        self.check_cursor(attach.cursor, head)?;
+        // Probes read heads and sessions of pending mailboxes only.
+        self.add_pending(mailbox).await?;
+        (row.epoch, row.connection) = (Epoch(row.epoch.0 + 1), attach.connection);
+        self.rows.raise_session(mailbox, device, row.epoch, row.connection).await?;
+        if let Some(cursor) = attach.cursor {
+            self.rows.raise_cursor(mailbox, device, cursor).await?;
+        }
+        let from = self.start(mailbox, &row, attach.cursor).await?;
+        Ok(Attached { device: row, from, head })
+    }
+
+    pub(super) async fn glance_device(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        cursor: Option<Seq>,
+    ) -> Result<Option<Attached>> {
+        let head = self.open_head(mailbox, true).await?;
+        let Some(row) = self.rows.device(mailbox, device).await? else { return Ok(None) };
+        if row.revoked {
+            return Err(StoreError::Revoked);
+        }
+        self.check_cursor(cursor, head)?;
+        let from = self.start(mailbox, &row, cursor).await?;
+        Ok(Some(Attached { device: row, from, head }))
+    }
+
+    pub(super) async fn revoke_device(&self, mailbox: MailboxId, device: &DeviceId) -> Result<()> {
+        if self.rows.device(mailbox, device).await?.is_none() {
+            // It never attached, and never shall.
+            let head = self.open_head(mailbox, true).await?;
+            self.rows.create_device(mailbox, device, head).await?;
+        }
+        self.rows.revoke(mailbox, device).await?;
+        self.add_pending(mailbox).await
+    }
+
+    pub(super) async fn advance_cursor(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        upto: Seq,
+    ) -> Result<()> {
+        if self.cache.known(mailbox).is_none_or(|known| upto > known.seq()) {
+            let head = self.open_head(mailbox, true).await?;
+            self.check_cursor(Some(upto), head)?;
+        }
+        self.rows.raise_cursor(mailbox, device, upto).await
+    }
+
+    async fn new_device(&self, mailbox: MailboxId, device: &DeviceId, head: Seq) -> Result<Device> {
+        let (_, rows) = self.rows.devices(mailbox).await?;
+        if rows.iter().filter(|(row, _)| !row.revoked).count() >= self.config.devices_max {
+            return Err(StoreError::Quota);
+        }
+        self.rows.create_device(mailbox, device, head).await
+    }
+
+    fn check_cursor(&self, cursor: Option<Seq>, head: Seq) -> Result<()> {
+        match cursor {
+            Some(cursor) if cursor > head => {
+                add(&self.counters.cursors_ahead, 1);
+                tracing::error!(cursor = cursor.0, head = head.0, "a cursor lies beyond the head: refused");
+                Err(StoreError::CursorAhead { cursor, head })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    async fn start(&self, mailbox: MailboxId, row: &Device, cursor: Option<Seq>) -> Result<Seq> {
+        let cursor = match cursor {
+            Some(cursor) => cursor,
+            None => self.rows.cursor(mailbox, &row.device).await?,
+        };
+        Ok(cursor.max(row.since))
+    }
+}
