@@ -32,7 +32,7 @@ macro_rules! close_codes {
 }
 
 close_codes! {
-    /// The gateway drains; reconnect after the hint of its GoAway.
+    /// The gateway drains; reconnect after the hint of its `GoAway`.
     Drained = 3000, "drained";
     /// No frame for two heartbeats.
     HeartbeatMissed = 3001, "heartbeat_missed";
@@ -50,7 +50,7 @@ close_codes! {
     RateLimited = 3007, "rate_limited";
     /// A peek ended: backlog delivered or 30 s over.
     PeekEnded = 3008, "peek_ended";
-    /// Bytes that are no frame.
+    /// Bytes that are no frame, or a field that is missing or out of its bounds.
     BadFrame = 3500, "bad_frame";
     /// A frame beyond `frame_bytes_max`.
     FrameTooLarge = 3501, "frame_too_large";
@@ -85,6 +85,44 @@ impl CloseCode {
     }
 }
 
+macro_rules! error_codes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $retryable:literal;)+) => {
+        /// Why one frame or one submit was refused while the connection goes on. The codes of [`ErrorScope::Connection`]
+        /// are the reasons of [`CloseCode`].
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum ErrorCode { $($(#[$doc])* $name,)+ }
+
+        impl ErrorCode {
+            /// Every code, for documents and tests.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The word on the wire.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+
+            /// Whether the same thing may succeed later.
+            pub const fn retryable(self) -> bool {
+                match self { $(Self::$name => $retryable,)+ }
+            }
+        }
+    };
+}
+
+error_codes! {
+    /// A payload beyond `envelope_bytes_max`.
+    EnvelopeTooLarge = "envelope_too_large", false;
+    /// More targets than `targets_max`.
+    TooManyTargets = "too_many_targets", false;
+    /// More unanswered submits than `submits_in_flight_max`; the submit was not looked at.
+    TooManySubmits = "too_many_submits", true;
+    /// More frames than `frames_per_second_max` and its burst, or more targets than the sender may address; the frame was not
+    /// looked at.
+    RateLimited = "rate_limited", true;
+    /// The fresh token was not taken; the session goes on until the old one ends.
+    RefreshRefused = "refresh_refused", true;
+}
+
 /// What an error is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorScope {
@@ -116,6 +154,33 @@ pub struct ErrorFrame {
 }
 
 impl ErrorFrame {
+    /// One submit is refused, the connection goes on. `limit_name` is a field of `Limits`, or empty.
+    pub fn of_submit(
+        code: ErrorCode,
+        submit_id: crate::id::SubmitId,
+        limit_name: &str,
+        message: &str,
+    ) -> Self {
+        Self {
+            scope: ErrorScope::Submit,
+            submit_id: Some(submit_id),
+            ..Self::of_frame(code, limit_name, message)
+        }
+    }
+
+    /// One frame is refused, the connection goes on. `limit_name` is a field of `Limits`, or empty.
+    pub fn of_frame(code: ErrorCode, limit_name: &str, message: &str) -> Self {
+        Self {
+            code: code.as_str().to_string(),
+            message: message.to_string(),
+            retryable: code.retryable(),
+            limit_name: limit_name.to_string(),
+            retry_after_ms: 0,
+            scope: ErrorScope::Frame,
+            submit_id: None,
+        }
+    }
+
     /// The error that goes before a close.
     pub fn closing(code: CloseCode, message: &str) -> Self {
         Self {

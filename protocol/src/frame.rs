@@ -1,5 +1,10 @@
 //! The frames of `chappe.v1` with checked fields. **Invariant:** whatever a peer sends becomes one of these or a [`FrameError`]; never a panic.
 
+mod decode;
+mod deliver;
+mod encode;
+mod shape;
+
 use crate::close::ErrorFrame;
 use crate::envelope::{DeviceFilter, Sender, Urgency};
 use crate::id::{ConnectionId, CursorTag, DeviceId, EnvelopeId, Epoch, Seq, SubmitId, UserId};
@@ -8,6 +13,19 @@ use crate::time::{Millis, UnixMillis};
 use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
+
+/// The longest token, in bytes.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// The longest resume token, in bytes.
+pub const RESUME_TOKEN_BYTES_MAX: usize = 512;
+/// Devices in one list.
+pub const DEVICES_MAX: usize = 64;
+/// Targets, and payloads, that a Submit may hold at all; `Limits::targets_max` is what a gateway allows.
+pub const TARGETS_HARD_MAX: usize = 65_536;
+/// Results in one answer.
+pub const RESULTS_MAX: usize = TARGETS_HARD_MAX;
+/// Endpoints in one `GoAway`.
+pub const ENDPOINTS_MAX: usize = 16;
 
 /// What a device sends.
 #[derive(Debug, Clone, PartialEq, Eq)]

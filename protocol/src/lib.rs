@@ -12,3 +12,5 @@ pub mod internode;
 pub mod session;
 pub mod time;
 pub mod world;
+
+mod wire;
