@@ -9,7 +9,10 @@ pub mod envelope;
 pub mod frame;
 pub mod id;
 pub mod internode;
+pub mod receiver;
 pub mod session;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod time;
 pub mod world;
 
