@@ -38,8 +38,10 @@ pub struct RouterConfig {
     pub fanout_parallel_max: usize,
     /// A payload larger than this that several mailboxes get is stored once.
     pub shared_payload_bytes_min: usize,
-    /// Doorbell tasks under way; beyond it bells are dropped.
-    pub doorbell_tasks_max: usize,
+    /// Doorbells that are being rung; beyond it bells are dropped.
+    pub doorbells_max: usize,
+    /// Their payload bytes, with 256 for the rest of each.
+    pub doorbell_bytes_max: usize,
     /// Payload bytes of one ephemeral submit's target; larger ones are dropped.
     pub ephemeral_bytes_max: usize,
     /// Device sets kept for at most a second.
@@ -80,7 +82,8 @@ impl Default for RouterConfig {
             appends_in_flight_max: 1024,
             fanout_parallel_max: 64,
             shared_payload_bytes_min: 256,
-            doorbell_tasks_max: 4096,
+            doorbells_max: 65_536,
+            doorbell_bytes_max: 32 * 1024 * 1024,
             ephemeral_bytes_max: 16 * 1024,
             device_sets_max: 16_384,
             probes_in_flight_max: 16,

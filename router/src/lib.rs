@@ -1,25 +1,41 @@
 //! Takes submits to the slot log and rings the gateways.
 //! **Invariant:** *accepted* is answered only for what the store has answered as committed or duplicate: durable before visible.
 
+mod append;
 pub mod config;
+mod devices;
 pub mod directory;
+mod doorbells;
+mod fanout;
 pub mod links;
 pub mod local;
 pub mod metrics;
+mod permits;
 pub mod planted;
 pub mod presence;
+mod probe;
+mod rounds;
+mod submit;
 
 pub use config::RouterConfig;
 pub use directory::Directory;
 pub use local::LocalLinks;
 pub use metrics::RouterMetrics;
 
+use chappe_protocol::id::{Bucket, MailboxId};
 use chappe_protocol::internode::{Reply, Request};
+use chappe_protocol::time::Time;
 use chappe_protocol::world::World;
 use chappe_storage::Store;
+use chappe_storage::StoreError;
+use devices::DeviceSets;
 use links::Links;
+use permits::Bound;
 use presence::Presence;
+use probe::PendingCache;
+use rounds::Rounds;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -37,6 +53,17 @@ pub(crate) struct Shared {
     pub(crate) links: Arc<dyn Links>,
     pub(crate) presence: Arc<dyn Presence>,
     pub(crate) metrics: Arc<RouterMetrics>,
+    /// Entries and payload bytes of all submits under way.
+    pub(crate) queue: Bound,
+    /// Doorbells that are being rung.
+    pub(crate) bells: Bound,
+    /// Appends under way in the store.
+    pub(crate) appends: Semaphore,
+    /// Probes under way.
+    pub(crate) probes: Semaphore,
+    pub(crate) rounds: Rounds,
+    pub(crate) device_sets: DeviceSets,
+    pub(crate) pending: PendingCache,
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the router is killed: its tasks end where they are.
     pub(crate) killed: CancellationToken,
@@ -52,15 +79,57 @@ impl Router {
         presence: Arc<dyn Presence>,
         metrics: Arc<RouterMetrics>,
     ) -> Self {
-        let tasks = TaskTracker::new();
-        let killed = CancellationToken::new();
-        Self { shared: Arc::new(Shared { config, world, store, links, presence, metrics, tasks, killed }) }
+        let (m, c) = (&metrics, &config);
+        let shared = Shared {
+            queue: Bound::new(
+                c.queue_entries_max,
+                c.queue_bytes_max,
+                m.queue_entries.clone(),
+                m.queue_bytes.clone(),
+            ),
+            bells: Bound::new(
+                c.doorbells_max,
+                c.doorbell_bytes_max,
+                m.doorbell_queue.clone(),
+                m.doorbell_bytes.clone(),
+            ),
+            appends: Semaphore::new(c.appends_in_flight_max.clamp(1, Semaphore::MAX_PERMITS)),
+            probes: Semaphore::new(c.probes_in_flight_max.clamp(1, Semaphore::MAX_PERMITS)),
+            rounds: Rounds::default(),
+            device_sets: DeviceSets::default(),
+            pending: PendingCache::default(),
+            tasks: TaskTracker::new(),
+            killed: CancellationToken::new(),
+            config,
+            world,
+            store,
+            links,
+            presence,
+            metrics,
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Answers a request. Dropping the future leaves appends that have begun running.
     pub async fn handle(&self, request: Request) -> Reply {
-        drop(request);
-        Reply::Unavailable
+        let shared = &self.shared;
+        match request {
+            Request::Submit(request) => submit::submit(shared, request).await,
+            Request::Ephemeral(request) => doorbells::ephemeral(shared, request),
+            Request::Probe(request) => probe::answer(shared, request).await,
+            Request::Base(mailbox) => self.base(mailbox).await,
+            Request::Attached(request) => doorbells::attached(shared, request),
+        }
+    }
+
+    /// The head bucket of a mailbox. A head that is a moment old only makes later appends look back further.
+    async fn base(&self, mailbox: MailboxId) -> Reply {
+        match self.shared.store.head(mailbox, false).await {
+            Ok(head) => Reply::Base(self.shared.config.shape.bucket_of(head)),
+            // Whatever comes next is refused.
+            Err(StoreError::Erased) => Reply::Base(Bucket(0)),
+            Err(_) => Reply::Unavailable,
+        }
     }
 
     /// Starts a request on the router's own tasks; the answer is `None` if the router was killed meanwhile.
@@ -94,5 +163,13 @@ impl Router {
     /// Whether [`Router::close`] or [`Router::kill`] was called.
     pub fn is_closed(&self) -> bool {
         self.shared.tasks.is_closed()
+    }
+}
+
+impl Shared {
+    /// Waits for the future until the deadline; `None`: it was dropped.
+    pub(crate) async fn within<F: Future>(&self, deadline: Time, future: F) -> Option<F::Output> {
+        let left = deadline - self.world.now();
+        tokio::time::timeout(left.to_std(), future).await.ok()
     }
 }

@@ -32,11 +32,13 @@ pub struct RouterMetrics {
     pub mailboxes: IntGauge,
     /// `chappe_router_appends_in_flight`: appends under way in the store.
     pub appends_in_flight: IntGauge,
-    /// `chappe_router_doorbell_tasks`: doorbell tasks under way.
-    pub doorbell_tasks: IntGauge,
+    /// `chappe_router_doorbell_queue`: doorbells that are being rung.
+    pub doorbell_queue: IntGauge,
+    /// `chappe_router_doorbell_queue_bytes`: their bytes.
+    pub doorbell_bytes: IntGauge,
     /// `chappe_router_doorbells_total`: doorbells handed to the links.
     pub doorbells: IntCounter,
-    /// `chappe_router_doorbells_dropped_total{where="router"}`: dropped because too many tasks were under way.
+    /// `chappe_router_doorbells_dropped_total{where="router"}`: dropped because too many were being rung.
     pub doorbells_dropped_router: IntCounter,
     /// `chappe_router_doorbells_dropped_total{where="link"}`: dropped because the gateway was gone or its queue full.
     pub doorbells_dropped_link: IntCounter,
@@ -117,7 +119,12 @@ impl RouterMetrics {
             queue_bytes: gauge(registry, "queue_bytes", "Payload bytes of submits under way.")?,
             mailboxes: gauge(registry, "mailboxes", "Mailboxes with a round.")?,
             appends_in_flight: gauge(registry, "appends_in_flight", "Appends under way in the store.")?,
-            doorbell_tasks: gauge(registry, "doorbell_tasks", "Doorbell tasks under way.")?,
+            doorbell_queue: gauge(registry, "doorbell_queue", "Doorbells that are being rung.")?,
+            doorbell_bytes: gauge(
+                registry,
+                "doorbell_queue_bytes",
+                "Bytes of doorbells that are being rung.",
+            )?,
             doorbells: counter(registry, "doorbells_total", "Doorbells handed to the links.")?,
             doorbells_dropped_router: dropped.with_label_values(&["router"]),
             doorbells_dropped_link: dropped.with_label_values(&["link"]),

@@ -1,0 +1,120 @@
+//! Which devices an entry would reach. **Invariant:** a final refusal rests on a device set that was read after the submit arrived.
+//!
+//! A set that is a second old may accept: a device that is new since then has a first cursor below the slot, so the slot
+//! reaches it all the same. A sender that states the version it knows is always checked against a fresh set.
+
+use crate::config::RouterConfig;
+use chappe_protocol::id::{MailboxId, Seq};
+use chappe_protocol::internode::{Outcome, SubmitEntry, SubmitList};
+use chappe_protocol::time::{Millis, Time};
+use chappe_protocol::world::World;
+use chappe_storage::{DeviceSet, Result, Store, StoreError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A set older than this is read again.
+const FRESH: Millis = Millis(1000);
+/// Sets with more devices are not kept.
+const KEPT_DEVICES_MAX: usize = 64;
+
+/// Device sets read within the last second, in two generations of bounded size.
+#[derive(Default)]
+pub(crate) struct DeviceSets {
+    generations: Mutex<[HashMap<MailboxId, Kept>; 2]>,
+}
+
+#[derive(Clone)]
+struct Kept {
+    set: Arc<DeviceSet>,
+    read_at: Time,
+}
+
+impl DeviceSets {
+    /// Forgets a set that is known to have changed.
+    pub(crate) fn forget(&self, mailbox: MailboxId) {
+        for generation in self.lock().iter_mut() {
+            generation.remove(&mailbox);
+        }
+    }
+
+    fn get(&self, mailbox: MailboxId, now: Time) -> Option<Arc<DeviceSet>> {
+        let generations = self.lock();
+        let kept = generations.iter().find_map(|generation| generation.get(&mailbox))?;
+        (now - kept.read_at < FRESH).then(|| Arc::clone(&kept.set))
+    }
+
+    fn keep(&self, mailbox: MailboxId, kept: Kept, sets_max: usize) {
+        if kept.set.devices.len() > KEPT_DEVICES_MAX {
+            return;
+        }
+        let mut generations = self.lock();
+        if generations[0].len() >= sets_max / 2 {
+            let [young, old] = &mut *generations;
+            *old = std::mem::take(young);
+        }
+        generations[0].insert(mailbox, kept);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, [HashMap<MailboxId, Kept>; 2]> {
+        self.generations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads device sets, and says of each entry of a list whether it may be appended.
+pub(crate) struct Checker<'a> {
+    pub(crate) config: &'a RouterConfig,
+    pub(crate) world: &'a dyn World,
+    pub(crate) store: &'a dyn Store,
+    pub(crate) sets: &'a DeviceSets,
+}
+
+impl Checker<'_> {
+    /// Per entry, `None` if it may be appended, else what it comes to. Everything is `Unavailable` if the store does not answer.
+    pub(crate) async fn check(&self, list: &SubmitList) -> Vec<Option<Outcome>> {
+        let checked = self.try_check(list).await;
+        checked.unwrap_or_else(|_| vec![Some(Outcome::Unavailable); list.entries.len()])
+    }
+
+    async fn try_check(&self, list: &SubmitList) -> Result<Vec<Option<Outcome>>> {
+        let states_version = list.entries.iter().any(|entry| entry.device_set_version.is_some());
+        let kept = if states_version { None } else { self.sets.get(list.mailbox, self.world.now()) };
+        if let Some(set) = kept {
+            let verdicts: Vec<_> = list.entries.iter().map(|entry| verdict(&set, entry)).collect();
+            if verdicts.iter().all(Option::is_none) {
+                return Ok(verdicts);
+            }
+        }
+        let set = self.read(list.mailbox).await?;
+        let mut verdicts: Vec<_> = list.entries.iter().map(|entry| verdict(&set, entry)).collect();
+        if set.devices.is_empty() && self.is_erased(list.mailbox).await? {
+            verdicts.fill(Some(Outcome::UnknownUser));
+        }
+        Ok(verdicts)
+    }
+
+    async fn read(&self, mailbox: MailboxId) -> Result<Arc<DeviceSet>> {
+        let read_at = self.world.now();
+        let set = Arc::new(self.store.devices(mailbox).await?);
+        self.sets.keep(mailbox, Kept { set: Arc::clone(&set), read_at }, self.config.device_sets_max);
+        Ok(set)
+    }
+
+    /// An erased mailbox has no devices either, but its user is gone for good.
+    async fn is_erased(&self, mailbox: MailboxId) -> Result<bool> {
+        match self.store.head(mailbox, true).await {
+            Ok(head) => Ok(head == Seq::MAX),
+            Err(StoreError::Erased) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn verdict(set: &DeviceSet, entry: &SubmitEntry) -> Option<Outcome> {
+    let live = || set.devices.iter().filter(|device| !device.revoked);
+    if entry.device_set_version.is_some_and(|version| version != set.version) {
+        let devices = live().map(|device| device.device.clone()).collect();
+        return Some(Outcome::DevicesChanged { version: set.version, devices });
+    }
+    let reaches_one = live().any(|device| entry.devices.names(&device.device));
+    (!reaches_one).then_some(Outcome::NoDevice)
+}

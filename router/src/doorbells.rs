@@ -1,0 +1,98 @@
+//! Rings the gateways. **Invariant:** nobody waits for a doorbell; too many of them are dropped and counted.
+
+use crate::Shared;
+use crate::planted::PlantedBug;
+use chappe_protocol::envelope::SlotBody;
+use chappe_protocol::id::{MailboxId, Seq};
+use chappe_protocol::internode::{Attached, Doorbell, EphemeralSubmit, Reply, Ring};
+use chappe_protocol::time::Millis;
+use std::sync::Arc;
+
+/// Presence that does not answer within this time has no gateways.
+const PRESENCE_WAIT: Millis = Millis(2000);
+/// What a doorbell counts beside its payload.
+const BELL_BYTES: usize = 256;
+
+/// Starts a task that rings every gateway that leases a device of the mailbox, in the order given.
+pub(crate) fn ring(shared: &Arc<Shared>, mailbox: MailboxId, rings: Vec<Ring>) {
+    let Some(rings) = plant(shared, rings) else { return };
+    let count = rings.len();
+    let bytes = rings.iter().map(ring_bytes).sum();
+    let Some(permit) = shared.bells.try_take(count, bytes) else {
+        shared.metrics.doorbells_dropped_router.inc_by(count as u64);
+        return;
+    };
+    let killed = shared.killed.clone();
+    let task_of = Arc::clone(shared);
+    let task = async move {
+        let shared = task_of;
+        let gateways = shared.presence.gateways(mailbox);
+        let gateways = tokio::time::timeout(PRESENCE_WAIT.to_std(), gateways).await.unwrap_or_default();
+        for ring in rings {
+            for gateway in &gateways {
+                shared.links.ring(*gateway, Doorbell { mailbox, ring: ring.clone() });
+                shared.metrics.doorbells.inc();
+            }
+        }
+        drop(permit);
+    };
+    shared.tasks.spawn(async move { killed.run_until_cancelled(task).await });
+}
+
+/// A device has attached or was revoked: its other gateways close the older sessions.
+pub(crate) fn attached(shared: &Arc<Shared>, attached: Attached) -> Reply {
+    shared.device_sets.forget(attached.mailbox);
+    ring(shared, attached.mailbox, vec![Ring::Session(attached.news)]);
+    Reply::Attached
+}
+
+/// Rings with a payload that is stored nowhere. Who sends too much was stopped by the gateway.
+pub(crate) fn ephemeral(shared: &Arc<Shared>, submit: EphemeralSubmit) -> Reply {
+    let EphemeralSubmit { sender, targets, payloads, urgency } = submit;
+    let config = &shared.config;
+    let good = targets.len() <= config.lists_max
+        && targets.iter().all(|(_, devices, payload)| {
+            payloads.get(*payload).is_some_and(|bytes| bytes.len() <= config.ephemeral_bytes_max)
+                && crate::submit::filter_is_bounded(devices, config.filter_devices_max)
+        });
+    if !good {
+        return crate::submit::refuse_invalid(shared, "ephemeral");
+    }
+    for (mailbox, devices, payload) in targets {
+        let Some(payload) = payloads.get(payload).cloned() else { continue };
+        ring(shared, mailbox, vec![Ring::Ephemeral { sender: sender.clone(), devices, payload, urgency }]);
+    }
+    Reply::Ephemeral
+}
+
+fn ring_bytes(ring: &Ring) -> usize {
+    let payload = match ring {
+        Ring::Grew { slot: Some(slot), .. } => match &slot.body {
+            SlotBody::Present(payload) => payload.len(),
+            SlotBody::Expired | SlotBody::Lost => 0,
+        },
+        Ring::Grew { slot: None, .. } | Ring::Session(_) => 0,
+        Ring::Ephemeral { payload, .. } => payload.len(),
+    };
+    BELL_BYTES + payload
+}
+
+/// What a planted bug makes of the rings; `None`: nothing rings.
+fn plant(shared: &Shared, rings: Vec<Ring>) -> Option<Vec<Ring>> {
+    let grew = matches!(rings.first(), Some(Ring::Grew { .. }));
+    if grew && shared.config.has_bug(PlantedBug::DropDoorbells) {
+        return None;
+    }
+    if !shared.config.has_bug(PlantedBug::BellAhead) {
+        return Some(rings);
+    }
+    let ahead = |ring| match ring {
+        Ring::Grew { seq, slot } => {
+            let seq = Seq(seq.0 + 1);
+            let slot = slot.map(|slot| chappe_protocol::envelope::Slot { seq, ..slot });
+            Ring::Grew { seq, slot }
+        }
+        other @ (Ring::Session(_) | Ring::Ephemeral { .. }) => other,
+    };
+    Some(rings.into_iter().map(ahead).collect())
+}
