@@ -1,9 +1,32 @@
 //! The store of the one-process product: one file, one writing thread, one sync for all appends that wait.
 //! **Invariant:** nothing is answered `Ok` before the sync behind it returned, but for pending notes, whose order is enough.
 
+mod append;
+mod committer;
+mod database;
+mod directory;
+mod expiry;
+mod file;
+mod keys;
+mod operations;
+mod table;
+mod values;
+
+use crate::error::{Result, StoreError};
+use chappe_protocol::time::Time;
 use chappe_protocol::world::World;
+use committer::{Committer, Queued, Write};
+use database::{Opened, Opener, Recipe, Shared};
+use directory::{Content, Directory};
+use file::{DiskFile, SyncFailed, abort_on_failed_sync};
+use redb::ReadOnlyTable;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use table::{Outcome, Tables};
+use tokio::sync::Semaphore;
 
 /// Bounds of the embedded store.
 #[derive(Debug, Clone)]
@@ -19,6 +42,10 @@ pub struct EmbeddedConfig {
     pub batch_bytes_max: usize,
     /// Page reads that may run at once beside the async threads.
     pub readers_max: usize,
+    /// Whether batches are synced. `false` loses acknowledged entries with the power; for the benchmark, and for the test that
+    /// must then see the loss.
+    #[cfg(feature = "testing")]
+    pub sync: bool,
 }
 
 impl Default for EmbeddedConfig {
@@ -29,6 +56,8 @@ impl Default for EmbeddedConfig {
             batch_writes_max: 1024,
             batch_bytes_max: 8 << 20,
             readers_max: 16,
+            #[cfg(feature = "testing")]
+            sync: true,
         }
     }
 }
@@ -66,13 +95,162 @@ impl OpenError {
     }
 }
 
-/// The rows of one data directory. Dropping it writes out what waits, closes the file and frees the lock (it blocks for that long).
-pub struct EmbeddedRows {}
+/// The rows of one data directory. Dropping it writes out what waits, closes the file and frees the lock; it blocks for that long.
+pub struct EmbeddedRows {
+    shared: Arc<Shared>,
+    incarnation: [u8; 16],
+    /// `None` once closing.
+    queue: RwLock<Option<SyncSender<Queued>>>,
+    /// Bytes that may still be queued.
+    room: Arc<Semaphore>,
+    queue_bytes_max: usize,
+    readers: Arc<Semaphore>,
+    committer: Option<JoinHandle<()>>,
+}
+
+/// What every queued write counts beside its bytes.
+const FLAT_BYTES: usize = 1024;
 
 impl EmbeddedRows {
-    /// Opens a data directory, or creates it if it does not exist or is empty. Blocks; call it before the runtime serves.
+    /// Opens a data directory, or creates it if it does not exist or is empty. Every page is read and checked first, which
+    /// takes about a second per GiB. Blocks; call it before the runtime serves.
     pub fn open(path: &Path, world: Arc<dyn World>, config: EmbeddedConfig) -> Result<Self, OpenError> {
-        let _ = (path, world, config);
-        Err(OpenError::Format("the embedded store is not there yet".into()))
+        Self::open_watched(path, world, config, abort_on_failed_sync())
+    }
+
+    fn open_watched(
+        path: &Path,
+        world: Arc<dyn World>,
+        config: EmbeddedConfig,
+        on_failed_sync: SyncFailed,
+    ) -> Result<Self, OpenError> {
+        let (directory, content) = Directory::open(path)?;
+        let recipe = Recipe::new(&config, on_failed_sync);
+        let rows = directory.rows();
+        if content == Content::Empty {
+            directory.begin()?;
+            recipe.create(Arc::new(DiskFile::open(&rows, true)?), &*world)?;
+            directory.created()?;
+        }
+        let touched = Arc::clone(&recipe.header_touched);
+        let opener: Opener = Box::new(move || recipe.open(Arc::new(DiskFile::open(&rows, false)?)));
+        let opened = opener()?;
+        if directory.closed()?.is_some_and(|batch| opened.batch < batch) {
+            return Err(OpenError::Corrupt("rows.redb is older than it was when it was last closed".into()));
+        }
+        Self::start(world, config, opened, opener, touched, Some(directory))
+    }
+
+    /// Runs on a file layer of the caller's: for tests that cut the power or fill the disk. Creates the rows if the file is empty.
+    #[cfg(feature = "testing")]
+    pub fn open_layer(
+        file: Arc<dyn redb::StorageBackend>,
+        world: Arc<dyn World>,
+        config: EmbeddedConfig,
+    ) -> Result<Self, OpenError> {
+        let recipe = Recipe::new(&config, abort_on_failed_sync());
+        if file.len()? == 0 {
+            recipe.create(Arc::clone(&file), &*world)?;
+        }
+        let touched = Arc::clone(&recipe.header_touched);
+        let opener: Opener = Box::new(move || recipe.open(Arc::clone(&file)));
+        let opened = opener()?;
+        Self::start(world, config, opened, opener, touched, None)
+    }
+
+    /// Starts the committer.
+    fn start(
+        world: Arc<dyn World>,
+        config: EmbeddedConfig,
+        opened: Opened,
+        opener: Opener,
+        header_touched: Arc<AtomicBool>,
+        directory: Option<Directory>,
+    ) -> Result<Self, OpenError> {
+        let queue_bytes_max = config.queue_bytes_max.clamp(FLAT_BYTES, u32::MAX as usize);
+        let (sender, queue) = sync_channel(queue_bytes_max / FLAT_BYTES + 1);
+        let shared = Arc::new(Shared::new(world, opened.database));
+        let committer = Committer {
+            shared: Arc::clone(&shared),
+            opener,
+            header_touched,
+            queue,
+            batch_writes_max: config.batch_writes_max.max(1),
+            batch_bytes_max: config.batch_bytes_max,
+            batch: opened.batch,
+            expiry_at: Time::default(),
+            reopen: Committer::reopen_at_once(),
+        };
+        // A thread of its own: it spends its life in `fdatasync`, and the one writer is what makes a condition and its write one step.
+        let thread = std::thread::Builder::new().name("chappe-store".into()).spawn(move || {
+            let batch = committer.run();
+            if let Some(Err(error)) = directory.map(|directory| directory.close(batch)) {
+                tracing::warn!(%error, "the orderly close could not be noted");
+            }
+        })?;
+        Ok(Self {
+            shared,
+            incarnation: opened.incarnation,
+            queue: RwLock::new(Some(sender)),
+            room: Arc::new(Semaphore::new(queue_bytes_max)),
+            queue_bytes_max,
+            readers: Arc::new(Semaphore::new(config.readers_max.max(1))),
+            committer: Some(thread),
+        })
+    }
+
+    /// Queues a write in order, and waits until it is durable. `bytes`: what it will write.
+    async fn write<T, F>(&self, bytes: usize, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Tables<'_>) -> Outcome<T> + Send + 'static,
+    {
+        let closing = || StoreError::Unavailable("the store is closing".into());
+        let bytes = (bytes + FLAT_BYTES).min(self.queue_bytes_max);
+        let share = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.room).acquire_many_owned(share).await.map_err(|_| closing())?;
+        let (write, answer) = Write::new(work);
+        let queued = Queued { work: Box::new(write), bytes, _permit: permit };
+        {
+            let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
+            // There is room: each write holds at least `FLAT_BYTES` of the semaphore.
+            queue.as_ref().ok_or_else(closing)?.try_send(queued).map_err(|_| closing())?;
+        }
+        // The committer died with the write: nobody knows.
+        answer.await.unwrap_or_else(|_| Err(StoreError::Unknown("the store ended".into())))
+    }
+
+    /// A read of a few rows, where the caller runs: some microseconds from the cache (`docs/performance.md`).
+    fn read<T>(&self, read: impl FnOnce(&Snapshot) -> Outcome<T>) -> Result<T> {
+        self.shared.read(read)
+    }
+
+    /// A read that may take many pages. On the blocking pool, since it may wait for the disk; at most `readers_max` at a time.
+    async fn read_aside<T, F>(&self, read: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Snapshot) -> Outcome<T> + Send + 'static,
+    {
+        let closing = |_| StoreError::Unavailable("the store is closing".into());
+        let permit = Arc::clone(&self.readers).acquire_owned().await.map_err(closing)?;
+        let shared = Arc::clone(&self.shared);
+        let read = move || {
+            let _permit = permit;
+            shared.read(read)
+        };
+        let failed = |_| StoreError::Unavailable("the read failed".into());
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(failed(error)))
+    }
+}
+
+/// A consistent state of the rows.
+type Snapshot = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+impl Drop for EmbeddedRows {
+    fn drop(&mut self) {
+        drop(self.queue.write().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(committer) = self.committer.take() {
+            let _ = committer.join();
+        }
     }
 }

@@ -1,0 +1,267 @@
+//! The one thread that writes: it takes what waits, applies it in order, commits with one sync, then answers all.
+//! **Invariant:** a caller is told `Ok` after the sync of its batch, `Unavailable` only if its batch is certainly not in the file.
+
+use super::database::{Opened, Opener, Shared};
+use super::expiry;
+use super::keys;
+use super::table::{Failure, Outcome, ROWS, Reads, Tables};
+use super::values;
+use crate::error::{Result, StoreError};
+use chappe_protocol::time::{Millis, Time};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// How often the committer looks for what has ended while nobody writes; also how long a pending note may wait for a batch.
+const IDLE: Duration = Duration::from_millis(1000);
+/// The same by the world's clock, while there are writes.
+const EXPIRY_MS: Millis = Millis(1000);
+/// After the first and after every failed attempt to open the file again; doubles up to the second.
+const REOPEN_MS: (u64, u64) = (250, 15_000);
+
+/// A write on its way.
+pub(super) trait Work: Send {
+    /// Applies it to the running batch. Only a failure of the storage comes back; all else is for the caller.
+    fn run(&mut self, tables: &mut Tables<'_>) -> core::result::Result<(), redb::StorageError>;
+    /// Answers the caller; `Err` if the batch did not come to pass.
+    fn answer(self: Box<Self>, verdict: Result<()>);
+}
+
+/// A write by a closure.
+pub(super) struct Write<T, F> {
+    work: Option<F>,
+    result: Option<Result<T>>,
+    reply: oneshot::Sender<Result<T>>,
+}
+
+impl<T, F> Write<T, F>
+where
+    T: Send,
+    F: FnOnce(&mut Tables<'_>) -> Outcome<T> + Send,
+{
+    pub(super) fn new(work: F) -> (Self, oneshot::Receiver<Result<T>>) {
+        let (reply, answer) = oneshot::channel();
+        (Self { work: Some(work), result: None, reply }, answer)
+    }
+}
+
+impl<T, F> Work for Write<T, F>
+where
+    T: Send,
+    F: FnOnce(&mut Tables<'_>) -> Outcome<T> + Send,
+{
+    fn run(&mut self, tables: &mut Tables<'_>) -> core::result::Result<(), redb::StorageError> {
+        let Some(work) = self.work.take() else { return Ok(()) };
+        self.result = Some(match work(tables) {
+            Ok(value) => Ok(value),
+            Err(Failure::Storage(error)) => return Err(error),
+            Err(Failure::Damaged) => Err(damaged()),
+            Err(Failure::Refused(error)) => Err(error),
+        });
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, verdict: Result<()>) {
+        let never_ran = || Err(StoreError::Unavailable("the write was not reached".into()));
+        let answer = verdict.and_then(|()| self.result.unwrap_or_else(never_ran));
+        // A caller that went away does not want to know.
+        let _ = self.reply.send(answer);
+    }
+}
+
+/// What a damaged row is to the caller.
+pub(super) fn damaged() -> StoreError {
+    StoreError::Unavailable("a row in the data directory is damaged".into())
+}
+
+/// A write with its share of the queue's bytes, held until it is answered.
+pub(super) struct Queued {
+    pub(super) work: Box<dyn Work>,
+    pub(super) bytes: usize,
+    pub(super) _permit: OwnedSemaphorePermit,
+}
+
+/// How an attempt ended that did not succeed.
+enum Failed {
+    /// Before the commit: the file's header was not touched.
+    Before(String),
+    /// In the commit.
+    Commit(String),
+}
+
+pub(super) struct Committer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) opener: Opener,
+    pub(super) header_touched: Arc<AtomicBool>,
+    pub(super) queue: Receiver<Queued>,
+    pub(super) batch_writes_max: usize,
+    pub(super) batch_bytes_max: usize,
+    /// The number of the last batch that is in the file.
+    pub(super) batch: u64,
+    /// When to look for what has ended.
+    pub(super) expiry_at: Time,
+    /// When to try to open the file again, and how long to wait after that.
+    pub(super) reopen: (Time, u64),
+}
+
+impl Committer {
+    /// The state of one that never failed.
+    pub(super) fn reopen_at_once() -> (Time, u64) {
+        (Time::default(), REOPEN_MS.0)
+    }
+
+    /// Runs until the last sender is gone and all that waited is answered; returns the number of the last batch.
+    pub(super) fn run(mut self) -> u64 {
+        loop {
+            match self.queue.recv_timeout(IDLE) {
+                Ok(first) => self.round(Some(first)),
+                Err(RecvTimeoutError::Timeout) => self.round(None),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        if !self.shared.notes().is_empty() {
+            self.round(None);
+        }
+        self.shared.close();
+        self.batch
+    }
+
+    /// One batch.
+    fn round(&mut self, first: Option<Queued>) {
+        let mut jobs = Vec::new();
+        let mut bytes = 0;
+        let mut next = first;
+        while let Some(job) = next {
+            bytes += job.bytes;
+            jobs.push(job);
+            let full = jobs.len() >= self.batch_writes_max || bytes >= self.batch_bytes_max;
+            next = if full { None } else { self.queue.try_recv().ok() };
+        }
+        let now = self.shared.world.now();
+        if !self.shared.is_open() && !self.open_again(now) {
+            answer(jobs, &Err(StoreError::Unavailable("the disk refuses writes".into())));
+            return;
+        }
+        let notes = self.shared.notes().clone();
+        let look = now >= self.expiry_at;
+        if jobs.is_empty() && notes.is_empty() && !(look && self.is_anything_due()) {
+            return;
+        }
+        // A panic of the database on damaged pages is a failed batch like any other: the file is opened again and checked.
+        let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(&mut jobs, &notes, look)));
+        let failed = match attempt {
+            Ok(Ok(())) => {
+                self.shared.forget_notes(&notes);
+                answer(jobs, &Ok(()));
+                return;
+            }
+            Ok(Err(failed)) => failed,
+            Err(_) => Failed::Commit("the database panicked".into()),
+        };
+        let verdict = self.after_failure(failed, now);
+        if verdict.is_ok() {
+            self.shared.forget_notes(&notes);
+        }
+        answer(jobs, &verdict);
+    }
+
+    fn is_anything_due(&self) -> bool {
+        let wall = self.shared.world.wall();
+        self.shared.read(|rows| expiry::is_due(rows, wall)).unwrap_or(false)
+    }
+
+    /// Applies and commits. Nothing is visible before the commit returned.
+    fn attempt(
+        &mut self,
+        jobs: &mut [Queued],
+        notes: &super::database::Notes,
+        look: bool,
+    ) -> core::result::Result<(), Failed> {
+        let before = |error: &dyn std::fmt::Display| Failed::Before(error.to_string());
+        let database = self.shared.database();
+        let Some(database) = database.as_ref() else { return Err(Failed::Before("closed".into())) };
+        let transaction = database.begin_write().map_err(|error| before(&error))?;
+        self.header_touched.store(false, Ordering::Release);
+        let mut more = false;
+        {
+            let rows = transaction.open_table(ROWS).map_err(|error| before(&error))?;
+            let mut tables = Tables::new(rows, self.shared.world.wall());
+            for job in jobs.iter_mut() {
+                job.work.run(&mut tables).map_err(|error| before(&error))?;
+            }
+            let mut housekeeping = || -> Outcome<()> {
+                for (minute, mailbox) in notes {
+                    tables.put(&keys::pending(*minute, *mailbox), &[])?;
+                }
+                if look {
+                    more = expiry::step(&mut tables)?;
+                }
+                tables.put(keys::BATCH, &values::number(self.batch + 1))
+            };
+            match housekeeping() {
+                Ok(()) | Err(Failure::Damaged | Failure::Refused(_)) => {}
+                Err(Failure::Storage(error)) => return Err(before(&error)),
+            }
+        }
+        transaction.commit().map_err(|error| Failed::Commit(error.to_string()))?;
+        self.batch += 1;
+        if look && !more {
+            self.expiry_at = self.shared.world.now() + EXPIRY_MS;
+        }
+        Ok(())
+    }
+
+    /// Finds out whether the batch is in the file, and opens the file again: after a failed write the database does no more.
+    fn after_failure(&mut self, failed: Failed, now: Time) -> Result<()> {
+        let (text, touched) = match failed {
+            Failed::Before(text) => (text, false),
+            Failed::Commit(text) => (text, self.header_touched.load(Ordering::Acquire)),
+        };
+        tracing::error!(error = text, "a batch could not be written");
+        let tried = self.batch + 1;
+        self.shared.close();
+        self.reopen = (now, REOPEN_MS.0);
+        let open = self.open_again(now);
+        match (touched, open) {
+            // In the file after all, and synced by the open.
+            (true, true) if self.batch == tried => Ok(()),
+            (true, false) => Err(StoreError::Unknown("the disk failed inside a commit".into())),
+            (true, true) | (false, _) => Err(StoreError::Unavailable(text)),
+        }
+    }
+
+    fn open_again(&mut self, now: Time) -> bool {
+        let (at, wait_ms) = self.reopen;
+        if now < at {
+            return false;
+        }
+        match catch_unwind(AssertUnwindSafe(|| (self.opener)())) {
+            Ok(Ok(Opened { database, batch, .. })) if batch >= self.batch => {
+                self.batch = batch;
+                self.shared.set(database);
+                self.reopen = (now, REOPEN_MS.0);
+                tracing::warn!("the data file is open again");
+                true
+            }
+            Ok(Ok(_)) => {
+                tracing::error!("the data file has lost batches that were answered: ending the process");
+                std::process::abort();
+            }
+            failed => {
+                let error = failed.ok().and_then(core::result::Result::err);
+                tracing::error!(error = error.map(tracing::field::display), "the data file cannot be opened again yet");
+                self.reopen = (now + Millis(wait_ms), (wait_ms * 2).min(REOPEN_MS.1));
+                false
+            }
+        }
+    }
+}
+
+fn answer(jobs: Vec<Queued>, verdict: &Result<()>) {
+    for job in jobs {
+        job.work.answer(verdict.clone());
+    }
+}
