@@ -29,7 +29,7 @@ use table::{Outcome, Tables};
 use tokio::sync::Semaphore;
 
 /// Bounds of the embedded store.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct EmbeddedConfig {
     /// Memory for pages of the database, in bytes.

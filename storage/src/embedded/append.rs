@@ -32,7 +32,9 @@ impl Owned {
         let dense = batch.slots.iter().zip(first.0..).all(|((seq, _), expected)| seq.0 == expected);
         let follows = batch.expected.is_none_or(|expected| expected.next() == first);
         if !dense || !follows || batch.slots.last().map(|(seq, _)| *seq) != Some(batch.to.seq) {
-            return Err(StoreError::Invalid("a batch is dense, behind the expected head and up to the new one"));
+            return Err(StoreError::Invalid(
+                "a batch is dense, behind the expected head and up to the new one",
+            ));
         }
         let ends = |entry: &Entry| match entry.payload {
             EntryPayload::Inline(_) => Some(entry.expires_at),
@@ -82,7 +84,12 @@ impl Owned {
 
 /// Makes sure that the partition is looked at by `wanted`; returns the time that stands. Nearly always one comparison:
 /// the first slot of a bucket sets the time, and those behind it end later.
-fn raise_due(tables: &mut Tables<'_>, of: Partition, stored: UnixMillis, wanted: UnixMillis) -> Outcome<UnixMillis> {
+fn raise_due(
+    tables: &mut Tables<'_>,
+    of: Partition,
+    stored: UnixMillis,
+    wanted: UnixMillis,
+) -> Outcome<UnixMillis> {
     let none = UnixMillis::default();
     if stored != none && stored <= wanted {
         return Ok(stored);

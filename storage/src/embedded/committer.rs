@@ -4,7 +4,7 @@
 use super::database::{Opened, Opener, Shared};
 use super::expiry;
 use super::keys;
-use super::table::{Failure, Outcome, ROWS, Reads, Tables};
+use super::table::{Failure, Outcome, ROWS, Tables};
 use super::values;
 use crate::error::{Result, StoreError};
 use chappe_protocol::time::{Millis, Time};
@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// How often the committer looks for what has ended while nobody writes; also how long a pending note may wait for a batch.
-const IDLE: Duration = Duration::from_millis(1000);
+const IDLE: Duration = Duration::from_secs(1);
 /// The same by the world's clock, while there are writes.
 const EXPIRY_MS: Millis = Millis(1000);
 /// After the first and after every failed attempt to open the file again; doubles up to the second.
@@ -65,10 +65,11 @@ where
     }
 
     fn answer(self: Box<Self>, verdict: Result<()>) {
+        let Self { result, reply, .. } = *self;
         let never_ran = || Err(StoreError::Unavailable("the write was not reached".into()));
-        let answer = verdict.and_then(|()| self.result.unwrap_or_else(never_ran));
+        let answer = verdict.and_then(|()| result.unwrap_or_else(never_ran));
         // A caller that went away does not want to know.
-        let _ = self.reply.send(answer);
+        let _ = reply.send(answer);
     }
 }
 
@@ -252,7 +253,10 @@ impl Committer {
             }
             failed => {
                 let error = failed.ok().and_then(core::result::Result::err);
-                tracing::error!(error = error.map(tracing::field::display), "the data file cannot be opened again yet");
+                tracing::error!(
+                    error = error.map(tracing::field::display),
+                    "the data file cannot be opened again yet"
+                );
                 self.reopen = (now + Millis(wait_ms), (wait_ms * 2).min(REOPEN_MS.1));
                 false
             }

@@ -1,11 +1,11 @@
 //! The open database, shared by the committer and the readers, and how to open it.
 //! **Invariant:** two database handles on one file never live at the same time.
 
-use super::{EmbeddedConfig, OpenError};
 use super::file::{Guarded, SyncFailed};
 use super::keys;
 use super::table::{Outcome, ROWS, Reads};
 use super::values;
+use super::{EmbeddedConfig, OpenError};
 use crate::error::{Result, StoreError};
 use chappe_protocol::id::MailboxId;
 use chappe_protocol::world::World;
@@ -70,7 +70,8 @@ impl Shared {
         let closed = || StoreError::Unavailable("the data file is being opened again".into());
         let failed = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
         let database = self.database.try_read().map_err(|_| closed())?;
-        let transaction = database.as_ref().ok_or_else(closed)?.begin_read().map_err(|error| failed(&error))?;
+        let transaction =
+            database.as_ref().ok_or_else(closed)?.begin_read().map_err(|error| failed(&error))?;
         let rows = transaction.open_table(ROWS).map_err(|error| failed(&error))?;
         read(&rows).map_err(|failure| match failure {
             super::table::Failure::Storage(error) => failed(&error),
@@ -117,8 +118,9 @@ impl Recipe {
         file: Arc<dyn StorageBackend>,
         world: &dyn World,
     ) -> core::result::Result<(), OpenError> {
-        let database =
-            redb::Builder::new().create_with_backend(self.guarded(file)).map_err(|error| open_error(&error))?;
+        let database = redb::Builder::new()
+            .create_with_backend(self.guarded(file))
+            .map_err(|error| open_error(&error))?;
         let mut incarnation = [0; 16];
         world.fill_random(&mut incarnation);
         let fill = || -> core::result::Result<(), redb::Error> {
@@ -166,9 +168,17 @@ fn open_error(error: &DatabaseError) -> OpenError {
         DatabaseError::Storage(StorageError::Io(io)) if io.kind() == std::io::ErrorKind::InvalidData => {
             OpenError::Corrupt(io.to_string())
         }
-        DatabaseError::Storage(StorageError::Io(io)) => OpenError::Io(std::io::Error::new(io.kind(), io.to_string())),
+        DatabaseError::Storage(StorageError::Io(io)) => {
+            OpenError::Io(std::io::Error::new(io.kind(), io.to_string()))
+        }
         DatabaseError::DatabaseAlreadyOpen => OpenError::Locked,
-        DatabaseError::UpgradeRequired(version) => OpenError::Format(format!("file format {version} of the database")),
-        other => OpenError::Corrupt(other.to_string()),
+        DatabaseError::UpgradeRequired(version) => {
+            OpenError::Format(format!("file format {version} of the database"))
+        }
+        DatabaseError::Storage(_)
+        | DatabaseError::RepairAborted
+        | DatabaseError::LockProtocolMismatch
+        | DatabaseError::TransactionInProgress
+        | _ => OpenError::Corrupt(error.to_string()),
     }
 }

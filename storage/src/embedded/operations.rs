@@ -1,18 +1,20 @@
 //! The operations of [`Rows`] on the embedded store. **Invariant:** conditions are judged by the one writing thread, in the
 //! order in which the writes came, against everything before them in the same batch.
 
+use super::EmbeddedRows;
 use super::append::{self, Owned};
 use super::expiry::{self, PENDING_MS, due_at};
 use super::keys::{self, Mortal};
 use super::table::{Failure, Reads};
 use super::values::{self, Damaged};
-use super::EmbeddedRows;
 use crate::error::{Result, StoreError};
 use crate::rows::{Applied, Batch, Floor, Head, Partition, Rows, SlotRow};
 use crate::{Device, EntryPayload, User};
 use async_trait::async_trait;
 use bytes::Bytes;
-use chappe_protocol::id::{Bucket, ConnectionId, DeviceId, EnvelopeId, Epoch, MailboxId, PayloadId, Seq, UserId};
+use chappe_protocol::id::{
+    Bucket, ConnectionId, DeviceId, EnvelopeId, Epoch, MailboxId, PayloadId, Seq, UserId,
+};
 use chappe_protocol::time::UnixMillis;
 use std::collections::BTreeSet;
 
@@ -264,7 +266,8 @@ impl Rows for EmbeddedRows {
         let now = self.now();
         let first = since.0.max(now.0.saturating_sub(PENDING_MS)) / 60_000;
         // The notes before the rows: a note leaves the one after it came to the other.
-        let waiting = self.shared.notes().range((first, MailboxId::default())..).map(|(_, mailbox)| *mailbox).collect();
+        let waiting =
+            self.shared.notes().range((first, MailboxId::default())..).map(|(_, mailbox)| *mailbox).collect();
         self.read_aside(move |rows| {
             let mut mailboxes: BTreeSet<MailboxId> = waiting;
             rows.visit(&keys::pending_from(first), keys::PENDING_END, |key, _| {

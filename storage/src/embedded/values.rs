@@ -5,7 +5,9 @@ use crate::rows::{Floor, Head, SlotRow};
 use crate::{Device, Entry, EntryPayload, User};
 use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, Sender, Urgency};
-use chappe_protocol::id::{Bucket, ConnectionId, DeviceId, EnvelopeId, Epoch, MailboxId, PayloadId, Seq, UserId};
+use chappe_protocol::id::{
+    Bucket, ConnectionId, DeviceId, EnvelopeId, Epoch, MailboxId, PayloadId, Seq, UserId,
+};
 use chappe_protocol::time::UnixMillis;
 
 /// A row's bytes are not what was written.
@@ -19,8 +21,9 @@ const FORGOTTEN: &str = "-";
 static CRC: [u32; 256] = {
     let mut table = [0; 256];
     let mut index = 0;
+    let mut number: u32 = 0;
     while index < 256 {
-        let mut crc = index as u32;
+        let mut crc = number;
         let mut bit = 0;
         while bit < 8 {
             crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
@@ -28,6 +31,7 @@ static CRC: [u32; 256] = {
         }
         table[index] = crc;
         index += 1;
+        number += 1;
     }
     table
 };
