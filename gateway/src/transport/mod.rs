@@ -4,6 +4,7 @@
 use std::io;
 use std::task::{Context, Poll};
 
+mod scratch;
 pub mod websocket;
 
 /// One thing that came from the peer, borrowed for the time of the call.
