@@ -3,11 +3,14 @@
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::{Method, Request, Response, StatusCode, header};
+pub use hyper::{Method, StatusCode};
+use hyper::{Request, Response, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -160,18 +163,55 @@ fn respond(status: StatusCode, kind: &str, body: impl Into<Bytes>) -> Response<F
     response
 }
 
+/// Calls an admin port: one request, its whole answer (at most 16 MiB) within 10 s.
+pub async fn request(
+    admin: SocketAddr,
+    method: &str,
+    path: &str,
+    bearer: Option<&str>,
+    body: Bytes,
+) -> io::Result<(StatusCode, String)> {
+    let asked = async {
+        let socket = tokio::net::TcpStream::connect(admin).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(io::Error::other)?;
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, admin.to_string());
+        if let Some(bearer) = bearer {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
+        }
+        let request = request.body(Full::new(body)).map_err(io::Error::other)?;
+        let exchange = async {
+            let response = sender.send_request(request).await.map_err(io::Error::other)?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+                .collect()
+                .await
+                .map_err(io::Error::other)?;
+            Ok((status, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
+        };
+        tokio::pin!(exchange, connection);
+        tokio::select! {
+            biased;
+            answer = &mut exchange => answer,
+            ended = &mut connection => match ended {
+                Ok(()) => exchange.await,
+                Err(error) => Err(io::Error::other(error)),
+            },
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), asked).await?
+}
+
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    async fn get(port: u16, path: &str) -> String {
-        let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        socket.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        socket.read_to_string(&mut text).await.unwrap();
-        text
+    async fn get(port: u16, path: &str) -> (u16, String) {
+        let admin = SocketAddr::from(([127, 0, 0, 1], port));
+        let (status, text) = request(admin, "GET", path, None, Bytes::new()).await.unwrap();
+        (status.as_u16(), text)
     }
 
     #[tokio::test]
@@ -192,13 +232,13 @@ mod tests {
         let admin = Admin { registry, ready: watch, handler: Some(handler) };
         tasks.spawn(serve(listener, admin, stop.clone(), tasks.clone()));
 
-        assert!(get(port, "/healthz").await.starts_with("HTTP/1.1 200"));
-        assert!(get(port, "/readyz").await.starts_with("HTTP/1.1 503"));
+        assert!(get(port, "/healthz").await.0 == 200);
+        assert!(get(port, "/readyz").await.0 == 503);
         ready.send(true).unwrap();
-        assert!(get(port, "/readyz").await.starts_with("HTTP/1.1 200"));
-        assert!(get(port, "/metrics").await.contains("chappe_test_total 1"));
-        assert!(get(port, "/v1/own").await.starts_with("HTTP/1.1 200"));
-        assert!(get(port, "/v1/other").await.starts_with("HTTP/1.1 404"));
+        assert!(get(port, "/readyz").await.0 == 200);
+        assert!(get(port, "/metrics").await.1.contains("chappe_test_total 1"));
+        assert!(get(port, "/v1/own").await.0 == 200);
+        assert!(get(port, "/v1/other").await.0 == 404);
         stop.cancel();
         tasks.close();
         tasks.wait().await;

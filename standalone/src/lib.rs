@@ -1,1 +1,12 @@
-//! P.
+//! All roles of Chappe in one process: the product for a newcomer, the cluster for a test.
+//! **Invariant:** nothing here decides what is delivered; it only puts the roles together.
+
+pub mod admin;
+pub mod cli;
+pub mod cluster;
+pub mod config;
+pub mod development;
+pub mod janitor;
+pub mod serve;
+pub mod status;
+pub mod token;

@@ -1,0 +1,188 @@
+//! The operators' calls on the admin port, and their caller. **Invariant:** without the data directory's admin token nothing changes.
+
+use anyhow::{Context, Result, bail};
+use base64::Engine as _;
+use bytes::Bytes;
+use chappe_node::admin::{AdminCall, AdminHandler, AdminReply, StatusCode};
+use chappe_protocol::id::{DeviceId, UserId};
+use chappe_protocol::internode::{Attached, DeviceNews, Request};
+use chappe_protocol::time::Millis;
+use chappe_router::links::Links;
+use chappe_storage::{Store, StoreError};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What the calls work on.
+pub struct Operations {
+    /// The slot log.
+    pub store: Arc<dyn Store>,
+    /// For doorbells to the sessions of a revoked device.
+    pub links: Arc<dyn Links>,
+    /// The secret of the data directory.
+    pub token: String,
+}
+
+/// Body of every call.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Subject {
+    user: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
+}
+
+/// A call's answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// `ok` or the word of an error.
+    pub code: String,
+    /// For people.
+    pub message: String,
+}
+
+/// The calls that exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// Creates a user, so that others can write before the first sign-in.
+    AddUser,
+    /// Erases a user: unreadable at once, and for ever.
+    EraseUser,
+    /// Bars a device for ever.
+    RevokeDevice,
+}
+
+impl Verb {
+    const ALL: [Self; 3] = [Self::AddUser, Self::EraseUser, Self::RevokeDevice];
+
+    const fn path(self) -> &'static str {
+        match self {
+            Self::AddUser => "/v1/users/add",
+            Self::EraseUser => "/v1/users/erase",
+            Self::RevokeDevice => "/v1/devices/revoke",
+        }
+    }
+}
+
+/// The handler for the admin port.
+pub fn handler(operations: Operations) -> AdminHandler {
+    let operations = Arc::new(operations);
+    Arc::new(move |call| {
+        let operations = Arc::clone(&operations);
+        Box::pin(async move {
+            let verb = Verb::ALL.into_iter().find(|verb| verb.path() == call.path)?;
+            Some(operations.answer(verb, &call).await)
+        })
+    })
+}
+
+impl Operations {
+    async fn answer(&self, verb: Verb, call: &AdminCall) -> AdminReply {
+        let given = call.bearer.as_deref().unwrap_or_default();
+        if aws_lc_rs::constant_time::verify_slices_are_equal(given.as_bytes(), self.token.as_bytes()).is_err()
+        {
+            let message =
+                "send `Authorization: Bearer` with the content of admin.token in the data directory";
+            return reply(StatusCode::UNAUTHORIZED, "admin_token", message);
+        }
+        if call.method != chappe_node::admin::Method::POST {
+            return reply(StatusCode::METHOD_NOT_ALLOWED, "method", "use POST");
+        }
+        let Ok(subject) = serde_json::from_slice::<Subject>(&call.body) else {
+            let message = r#"the body must be {"user": …} or {"user": …, "device": …}"#;
+            return reply(StatusCode::BAD_REQUEST, "body", message);
+        };
+        let Ok(user) = UserId::new(&subject.user) else {
+            return reply(
+                StatusCode::BAD_REQUEST,
+                "user",
+                "a user name has 1 to 128 bytes and no control characters",
+            );
+        };
+        let device = subject.device.as_deref().map(DeviceId::new).transpose();
+        let done = match (verb, device) {
+            (_, Err(error)) => return reply(StatusCode::BAD_REQUEST, "device", &error.to_string()),
+            (Verb::AddUser, Ok(_)) => self.store.create_user(&user).await.map(|_| true),
+            (Verb::EraseUser, Ok(_)) => self.erase(&user).await,
+            (Verb::RevokeDevice, Ok(Some(device))) => self.revoke(&user, &device).await,
+            (Verb::RevokeDevice, Ok(None)) => {
+                return reply(StatusCode::BAD_REQUEST, "device", "name the device to revoke");
+            }
+        };
+        match done {
+            Ok(true) => reply(StatusCode::OK, "ok", "done"),
+            Ok(false) => reply(StatusCode::NOT_FOUND, "unknown_user", "there is no such user or device"),
+            Err(error) => reply(StatusCode::SERVICE_UNAVAILABLE, "store", &error.to_string()),
+        }
+    }
+
+    async fn erase(&self, user: &UserId) -> Result<bool, StoreError> {
+        let Some(found) = self.store.user(user).await?.filter(|found| !found.erased) else {
+            return Ok(false);
+        };
+        let devices = self.store.devices(found.mailbox).await?;
+        self.store.erase(user).await?;
+        for device in devices.devices {
+            self.ring(found.mailbox, &device).await;
+        }
+        Ok(true)
+    }
+
+    async fn revoke(&self, user: &UserId, device: &DeviceId) -> Result<bool, StoreError> {
+        let Some(found) = self.store.user(user).await?.filter(|found| !found.erased) else {
+            return Ok(false);
+        };
+        let devices = self.store.devices(found.mailbox).await?;
+        let Some(row) = devices.devices.iter().find(|row| row.device == *device) else { return Ok(false) };
+        self.store.revoke(found.mailbox, device).await?;
+        self.ring(found.mailbox, row).await;
+        Ok(true)
+    }
+
+    /// Closes the device's open sessions now; if this gets lost, the next probe does it.
+    async fn ring(&self, mailbox: chappe_protocol::id::MailboxId, device: &chappe_storage::Device) {
+        let news = DeviceNews {
+            device: device.device.clone(),
+            epoch: device.epoch,
+            connection: device.connection,
+            revoked: true,
+        };
+        let request = Request::Attached(Attached { mailbox, news });
+        if self.links.request(mailbox, request, Millis::from_secs(2)).await.is_err() {
+            tracing::warn!("no router to ring for a revoked device: its sessions end with the next probe");
+        }
+    }
+}
+
+fn reply(status: StatusCode, code: &str, message: &str) -> AdminReply {
+    let answer = Answer { code: code.into(), message: message.into() };
+    AdminReply { status, json: serde_json::to_string(&answer).unwrap_or_default() }
+}
+
+/// Calls the admin port of a running server.
+pub async fn call(
+    admin: SocketAddr,
+    token: &str,
+    verb: Verb,
+    user: &str,
+    device: Option<&str>,
+) -> Result<()> {
+    let subject = Subject { user: user.into(), device: device.map(Into::into) };
+    let body = Bytes::from(serde_json::to_vec(&subject)?);
+    let (status, text) = chappe_node::admin::request(admin, "POST", verb.path(), Some(token.trim()), body)
+        .await
+        .with_context(|| format!("cannot reach the admin port {admin}; is `chappe serve` running, and is this its admin address?"))?;
+    let answer: Answer =
+        serde_json::from_str(&text).unwrap_or(Answer { code: "answer".into(), message: text });
+    if !status.is_success() {
+        bail!("{}: {}", answer.code, answer.message);
+    }
+    Ok(())
+}
+
+/// A fresh admin token: 32 random bytes as text.
+pub fn fresh_token(world: &dyn chappe_protocol::world::World) -> String {
+    let mut secret = [0; 32];
+    world.fill_random(&mut secret);
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(secret)
+}

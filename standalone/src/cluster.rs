@@ -1,0 +1,103 @@
+//! Any number of gateways and routers over one store, in one process. **Invariant:** they share nothing but the store,
+//! the links and the presence, as they would on many machines.
+
+use anyhow::Result;
+use chappe_gateway::{GatewayConfig, GatewayMetrics, Incoming, Parts, TlsSource, TokenVerifier};
+use chappe_protocol::internode::Doorbell;
+use chappe_protocol::world::World;
+use chappe_router::links::Links;
+use chappe_router::presence::Presence;
+use chappe_router::{Directory, LocalLinks, Router, RouterConfig, RouterMetrics};
+use chappe_storage::Store;
+use futures_util::Stream;
+use prometheus::Registry;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Leases that the directory holds at most.
+const LEASES_MAX: usize = 1_000_000;
+/// Doorbells that wait for a gateway at most.
+const BELLS_MAX: usize = 16_384;
+
+/// The roles of one process.
+#[derive(Clone)]
+pub struct Cluster {
+    world: Arc<dyn World>,
+    store: Arc<dyn Store>,
+    local: Arc<LocalLinks>,
+    links: Arc<dyn Links>,
+    presence: Arc<dyn Presence>,
+    router_metrics: Arc<RouterMetrics>,
+    gateway_metrics: Arc<GatewayMetrics>,
+}
+
+impl Cluster {
+    /// A cluster without routers and gateways yet. `wrap` may put something between both, such as a simulation's faults.
+    pub fn new(
+        world: Arc<dyn World>,
+        store: Arc<dyn Store>,
+        registry: &Registry,
+        wrap: impl FnOnce(Arc<LocalLinks>) -> Arc<dyn Links>,
+    ) -> Result<Self> {
+        let router_metrics = Arc::new(RouterMetrics::new(registry)?);
+        let gateway_metrics = Arc::new(GatewayMetrics::new(registry)?);
+        let local = Arc::new(LocalLinks::new(Arc::clone(&router_metrics)));
+        let links = wrap(Arc::clone(&local));
+        let presence = Arc::new(Directory::new(Arc::clone(&world), LEASES_MAX, Arc::clone(&router_metrics)));
+        Ok(Self { world, store, local, links, presence, router_metrics, gateway_metrics })
+    }
+
+    /// Adds a router under a name that decides its affinity.
+    pub fn add_router(&self, name: u64, config: RouterConfig) -> Router {
+        let router = Router::new(
+            config,
+            Arc::clone(&self.world),
+            Arc::clone(&self.store),
+            Arc::clone(&self.links),
+            Arc::clone(&self.presence),
+            Arc::clone(&self.router_metrics),
+        );
+        self.local.add_router(name, router.clone());
+        router
+    }
+
+    /// The links within the process.
+    pub fn local(&self) -> &Arc<LocalLinks> {
+        &self.local
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Runs a gateway until `drain` and its drain are over; its doorbells reach it from the first poll on.
+    pub async fn run_gateway<S, IO>(
+        &self,
+        config: GatewayConfig,
+        verifier: Arc<TokenVerifier>,
+        tls: Option<Arc<dyn TlsSource>>,
+        incoming: S,
+        drain: CancellationToken,
+    ) where
+        S: Stream<Item = std::io::Result<Incoming<IO>>> + Send,
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let id = config.id;
+        let bells: mpsc::Receiver<Doorbell> = self.local.add_gateway(id, BELLS_MAX);
+        let parts = Parts {
+            world: Arc::clone(&self.world),
+            store: Arc::clone(&self.store),
+            links: Arc::clone(&self.links),
+            presence: Arc::clone(&self.presence),
+            bells,
+            verifier,
+            tls,
+            metrics: Arc::clone(&self.gateway_metrics),
+        };
+        chappe_gateway::run(config, parts, incoming, drain).await;
+        self.local.remove_gateway(id);
+    }
+}
