@@ -220,14 +220,14 @@ fn serve(args: ServeArgs) -> Result<ExitCode> {
 
 fn greet(clients: SocketAddr, admin: SocketAddr, data: &std::path::Path, plain: bool) {
     let scheme = if plain { "ws" } else { "wss" };
-    let mut more = String::new();
     let defaults = ServeConfig::default();
-    if clients != defaults.listen || plain {
-        more.push_str(&format!(" --server {scheme}://{clients}"));
-    }
-    if *data != defaults.data {
-        more.push_str(&format!(" --data {}", data.display()));
-    }
+    let server = if clients != defaults.listen || plain {
+        format!(" --server {scheme}://{clients}")
+    } else {
+        String::new()
+    };
+    let place = if *data == defaults.data { String::new() } else { format!(" --data {}", data.display()) };
+    let more = server + &place;
     eprintln!(
         "Chappe serves {scheme}://{clients}/v1/connect, admin port http://{admin}, data in {}",
         data.display()

@@ -101,15 +101,12 @@ impl DataDir {
 
 /// A user's name as the name of a folder: letters and digits stay, everything else becomes its hexadecimal bytes.
 fn file_name(user: &str) -> String {
-    let mut name = String::new();
-    for byte in user.bytes() {
-        if byte.is_ascii_alphanumeric() || byte == b'-' {
-            name.push(char::from(byte));
-        } else {
-            name.push_str(&format!("_{byte:02x}"));
-        }
-    }
-    name
+    user.bytes()
+        .map(|byte| match byte {
+            b'-' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => char::from(byte).to_string(),
+            _ => format!("_{byte:02x}"),
+        })
+        .collect()
 }
 
 /// Writes a file that only its owner can read: beside its place, synced, then renamed.

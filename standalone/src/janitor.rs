@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Rounds are so far apart.
-const EVERY: Duration = Duration::from_secs(300);
+const EVERY: Duration = Duration::from_mins(5);
 /// Mailboxes that were active within this are looked at: `pending` keeps them for a day.
 const LOOK_BACK: Millis = Millis::from_secs(24 * 3600);
 /// Between two mailboxes of a round, so that a large round never crowds out appends.

@@ -202,11 +202,12 @@ fn read_text(path: &Path) -> Result<String> {
 
 async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
-        let hint = match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                format!("port_in_use: {address} is taken; end the other process or choose another with --{setting}")
-            }
-            _ => format!("port_unusable: {address} cannot be bound; choose another with --{setting}"),
+        let hint = if error.kind() == std::io::ErrorKind::AddrInUse {
+            format!(
+                "port_in_use: {address} is taken; end the other process or choose another with --{setting}"
+            )
+        } else {
+            format!("port_unusable: {address} cannot be bound; choose another with --{setting}")
         };
         anyhow::Error::new(error).context(hint)
     })
