@@ -4,6 +4,8 @@
 //! [`Store`] is what the roles use. [`SlotLog`](slotlog::SlotLog) implements it once, over [`Rows`](rows::Rows),
 //! the few single-partition operations that a database must offer; each backend is one implementation of `Rows`.
 
+#[cfg(feature = "testing")]
+pub mod conformance;
 pub mod embedded;
 pub mod error;
 pub mod memory;

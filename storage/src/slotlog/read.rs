@@ -107,13 +107,13 @@ impl<R: Rows> SlotLog<R> {
         run: &mut Run,
     ) -> Result<Option<PageEnd>> {
         while run.next <= upto {
-            if run.rows_left == 0 || run.bytes_left == 0 {
+            if run.rows_left == 0 || (run.bytes_left == 0 && !run.slots.is_empty()) {
                 return Ok(Some(PageEnd::Limit));
             }
             let after = Seq(run.next.0 - 1);
             let rows = self
                 .rows
-                .slots(partition(mailbox, bucket), after, run.rows_left, run.bytes_left, false)
+                .slots(partition(mailbox, bucket), after, run.rows_left, run.bytes_left.max(1), false)
                 .await?;
             let before = run.next;
             for row in rows {

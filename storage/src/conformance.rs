@@ -1,0 +1,63 @@
+//! The laws that every backend obeys, as plain generic functions. **Invariant:** a law asserts what a caller would notice;
+//! it runs on a backend that fails now and then as well, since every call is repeated as the trait allows.
+//!
+//! Buckets hold 4 slots here (the first one 3: slot 0 does not exist), so edges are crossed all the time.
+//! A backend implements [`Backend`] and says `chappe_storage::conformance!(MyBackend);` in a test file.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "laws fail by panicking"
+)]
+
+mod bench;
+mod devices;
+mod idempotence;
+mod log;
+mod retention;
+mod rows;
+
+pub use bench::{Backend, Bench, Patient, TestWorld, again};
+pub use devices::*;
+pub use idempotence::*;
+pub use log::*;
+pub use retention::*;
+pub use rows::*;
+
+/// Runs every law on a backend, each as a test of its own, on paused time.
+#[macro_export]
+macro_rules! conformance {
+    ($backend:ty) => {
+        $crate::conformance! { @ $backend;
+            // log
+            the_log_is_dense, a_batch_is_split_at_edges_in_order, slots_keep_every_field, pages_are_bounded,
+            two_routers_cross_an_edge, many_appenders_are_dense_and_once, a_cold_head_is_found_in_few_reads,
+            reading_beyond_the_head_is_empty, lost_slots_are_reported, lost_payloads_are_reported, quota_refuses,
+            calls_that_make_no_sense_are_invalid, a_payload_is_stored_once,
+            // idempotence
+            a_retry_is_a_duplicate, a_retry_across_buckets_is_a_duplicate, a_retry_across_a_trim_is_a_duplicate,
+            a_retry_across_a_restart_is_a_duplicate, a_late_first_attempt_is_a_duplicate,
+            the_same_id_twice_is_one_slot, an_id_lives_two_days, the_look_back_is_bounded,
+            // devices
+            a_new_device_sees_nothing_old, attach_raises_the_epoch_and_takes_the_cursor, glance_writes_nothing,
+            cursors_only_rise, cursors_survive_a_restart, a_cursor_ahead_is_refused, the_revoked_stay_out,
+            users_agree_on_one_mailbox, pending_names_what_moved, tags_name_mailbox_and_store,
+            // retention
+            a_zombie_after_a_trim_is_refused, a_fully_trimmed_mailbox_has_a_head, a_trim_waits_for_every_live_device,
+            the_silent_and_the_revoked_do_not_hold_a_trim, a_trim_by_age, a_trim_is_bounded_and_finishes_another,
+            the_payload_expires_and_the_slot_stays, erase_stops_a_paused_router, erase_at_an_edge,
+            the_erased_come_back_as_new,
+            // rows
+            a_register_is_compared, a_batch_is_all_or_nothing, sessions_are_a_max_register, registers_survive_a_restart,
+            a_slot_that_is_there_is_not_lost,
+        }
+    };
+    (@ $backend:ty; $($law:ident),+ $(,)?) => {
+        $(
+            #[tokio::test(start_paused = true)]
+            async fn $law() {
+                $crate::conformance::$law($crate::conformance::Bench::<$backend>::open().await).await;
+            }
+        )+
+    };
+}

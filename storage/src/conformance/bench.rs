@@ -1,0 +1,328 @@
+//! What a law works with: a backend, a clock that it sets, routers that try again. **Invariant:** nothing here is random
+//! but by a fixed seed.
+
+use crate::error::{Result, StoreError};
+use crate::rows::{Partition, Rows};
+use crate::slotlog::{LogConfig, SlotLog};
+use crate::{AppendReply, Attach, Attached, DeviceSet, Entry, EntryPayload, Store, Trimmed, User};
+use async_trait::async_trait;
+use bytes::Bytes;
+use chappe_protocol::envelope::{DeviceFilter, Page, PageEnd, Sender, Slot, Urgency};
+use chappe_protocol::id::{
+    Bucket, BucketShape, ConnectionId, CursorTag, DeviceId, EnvelopeId, MailboxId, PayloadId, Seq, UserId,
+};
+use chappe_protocol::time::{Millis, Time, UnixMillis};
+use chappe_protocol::world::World;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A world whose clocks stand still until they are moved, with seeded randomness.
+#[derive(Debug)]
+pub struct TestWorld {
+    now: AtomicU64,
+    wall: AtomicU64,
+    random: AtomicU64,
+}
+
+impl TestWorld {
+    /// A world somewhere in 2026.
+    pub fn new(seed: u64) -> Self {
+        Self { now: AtomicU64::new(0), wall: AtomicU64::new(1_790_000_000_000), random: AtomicU64::new(seed) }
+    }
+
+    /// Moves both clocks on.
+    pub fn pass(&self, span: Millis) {
+        self.now.fetch_add(span.0, Ordering::SeqCst);
+        self.wall.fetch_add(span.0, Ordering::SeqCst);
+    }
+}
+
+impl World for TestWorld {
+    fn now(&self) -> Time {
+        Time(self.now.load(Ordering::SeqCst))
+    }
+
+    fn wall(&self) -> UnixMillis {
+        UnixMillis(self.wall.load(Ordering::SeqCst))
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
+    fn fill_random(&self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            let state = self.random.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::SeqCst);
+            let mut z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            z ^= z >> 31;
+            chunk.copy_from_slice(&z.to_le_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+/// A database under test.
+#[async_trait]
+pub trait Backend: Sized + Send {
+    /// Its rows.
+    type Rows: Rows;
+
+    /// A fresh, empty one, whose clock is this world's.
+    async fn open(world: Arc<dyn World>) -> Self;
+
+    /// The rows.
+    fn rows(&self) -> Arc<Self::Rows>;
+
+    /// Closes it in an orderly or disorderly way, and opens the same data again. The clones of the old rows are gone by then.
+    async fn reopen(self, world: Arc<dyn World>) -> Self;
+
+    /// A defect for the logs over it; none, unless the test is about defects.
+    fn planted() -> Option<crate::planted::Planted> {
+        None
+    }
+}
+
+/// A backend on the bench, with one mailbox to work with.
+pub struct Bench<B: Backend> {
+    /// The clock.
+    pub world: Arc<TestWorld>,
+    /// The mailbox of user `anna`.
+    pub mailbox: MailboxId,
+    backend: B,
+}
+
+/// Days to milliseconds.
+pub(super) const DAY: Millis = Millis::from_secs(24 * 3600);
+
+impl<B: Backend> Bench<B> {
+    /// A fresh backend.
+    pub async fn open() -> Self {
+        Self::open_seeded(7).await
+    }
+
+    /// A fresh backend in a world of its own.
+    pub async fn open_seeded(seed: u64) -> Self {
+        let world = Arc::new(TestWorld::new(seed));
+        let backend = B::open(world.clone()).await;
+        let mailbox = MailboxId([0x11; 16]);
+        Self { world, mailbox, backend }
+    }
+
+    /// The rows.
+    pub fn rows(&self) -> Arc<B::Rows> {
+        self.backend.rows()
+    }
+
+    /// A router's store with an empty cache.
+    pub fn log(&self) -> Patient<B::Rows> {
+        self.log_with(|_| ())
+    }
+
+    /// A router's store with other settings.
+    pub fn log_with(&self, change: impl FnOnce(&mut LogConfig)) -> Patient<B::Rows> {
+        let mut config = LogConfig { shape: SHAPE, planted: B::planted(), ..LogConfig::default() };
+        change(&mut config);
+        Patient(SlotLog::new(self.rows(), self.world.clone(), config))
+    }
+
+    /// The process ends and starts again.
+    pub async fn reopen(self) -> Self {
+        let Self { world, mailbox, backend } = self;
+        let backend = backend.reopen(world.clone()).await;
+        Self { world, mailbox, backend }
+    }
+
+    /// The wall clock.
+    pub fn world_now(&self) -> UnixMillis {
+        self.world.wall()
+    }
+
+    /// The partition of a bucket of the bench's mailbox.
+    pub fn partition(&self, bucket: u64) -> Partition {
+        Partition { mailbox: self.mailbox, bucket: Bucket(bucket) }
+    }
+
+    /// Entry number `n`, whose payload lives a day.
+    pub fn entry(&self, n: u64) -> Entry {
+        self.entry_for(n, DAY)
+    }
+
+    /// Entry number `n` whose payload lives that long.
+    pub fn entry_for(&self, n: u64, ttl: Millis) -> Entry {
+        let at = self.world.wall();
+        Entry {
+            envelope_id: id(n),
+            sender: Sender { user: UserId::new("ben").unwrap(), device: DeviceId::new("phone").unwrap() },
+            devices: DeviceFilter::All,
+            at,
+            expires_at: at + ttl,
+            urgency: Urgency::Message,
+            payload: EntryPayload::Inline(Bytes::from(n.to_be_bytes().to_vec())),
+        }
+    }
+
+    /// Appends the entries of these numbers one by one.
+    pub async fn fill(&self, log: &Patient<B::Rows>, numbers: std::ops::RangeInclusive<u64>) {
+        for n in numbers {
+            log.append(self.mailbox, &[self.entry(n)], None).await.unwrap();
+        }
+    }
+
+    /// The numbers of the entries in the log, read with small pages from the first slot above the floor.
+    pub async fn numbers(&self, log: &Patient<B::Rows>) -> Vec<u64> {
+        let ids = self.slots(log).await.into_iter().map(|slot| slot.envelope_id);
+        ids.map(|id| u64::from_be_bytes(id.0[..8].try_into().unwrap())).collect()
+    }
+
+    /// All slots above the floor.
+    pub async fn slots(&self, log: &Patient<B::Rows>) -> Vec<Slot> {
+        let (mut after, mut all) = (Seq::ZERO, Vec::<Slot>::new());
+        for _ in 0..10_000 {
+            let page = log.read(self.mailbox, after, 3, 1 << 20).await.unwrap();
+            for slot in page.slots {
+                assert_eq!(slot.seq, after.next(), "a page is contiguous");
+                after = slot.seq;
+                all.push(slot);
+            }
+            match page.end {
+                PageEnd::Head(head) => {
+                    assert_eq!(after, head, "a page that ends at the head ends there");
+                    return all;
+                }
+                PageEnd::Limit => assert!(!all.is_empty(), "a page holds at least one slot"),
+                PageEnd::Truncated(upto) => {
+                    assert!(upto > after, "a truncation moves on");
+                    after = upto;
+                }
+            }
+        }
+        panic!("reading never ends");
+    }
+
+    /// Attaches the device of that name, by the connection of that number.
+    pub async fn attach(
+        &self,
+        log: &Patient<B::Rows>,
+        name: &str,
+        connection: u8,
+        cursor: Option<u64>,
+    ) -> Attached {
+        let attach = Attach { connection: ConnectionId([connection; 16]), cursor: cursor.map(Seq) };
+        log.attach(self.mailbox, &device(name), attach).await.unwrap()
+    }
+}
+
+/// Buckets of 4.
+pub(super) const SHAPE: BucketShape = BucketShape { shift: 2 };
+
+/// The id of entry number `n`.
+pub(super) fn id(n: u64) -> EnvelopeId {
+    let mut id = [0xEE; 16];
+    id[..8].copy_from_slice(&n.to_be_bytes());
+    EnvelopeId(id)
+}
+
+/// A device by name.
+pub(super) fn device(name: &str) -> DeviceId {
+    DeviceId::new(name).unwrap()
+}
+
+/// Calls until it is decided, as a caller may.
+pub async fn again<T, F, C>(mut call: C) -> Result<T>
+where
+    C: FnMut() -> F,
+    F: Future<Output = Result<T>>,
+{
+    let mut tries = 0;
+    loop {
+        match call().await {
+            Err(StoreError::Unavailable(_) | StoreError::Unknown(_)) if tries < 200 => tries += 1,
+            decided => return decided,
+        }
+    }
+}
+
+/// A store whose calls are repeated until they are decided.
+pub struct Patient<R>(
+    /// The store that fails at once.
+    pub SlotLog<R>,
+);
+
+#[async_trait]
+impl<R: Rows> Store for Patient<R> {
+    async fn user(&self, user: &UserId) -> Result<Option<User>> {
+        again(|| self.0.user(user)).await
+    }
+
+    async fn create_user(&self, user: &UserId) -> Result<User> {
+        again(|| self.0.create_user(user)).await
+    }
+
+    async fn devices(&self, mailbox: MailboxId) -> Result<DeviceSet> {
+        again(|| self.0.devices(mailbox)).await
+    }
+
+    async fn attach(&self, mailbox: MailboxId, device: &DeviceId, attach: Attach) -> Result<Attached> {
+        again(|| self.0.attach(mailbox, device, attach.clone())).await
+    }
+
+    async fn glance(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        cursor: Option<Seq>,
+    ) -> Result<Option<Attached>> {
+        again(|| self.0.glance(mailbox, device, cursor)).await
+    }
+
+    async fn revoke(&self, mailbox: MailboxId, device: &DeviceId) -> Result<()> {
+        again(|| self.0.revoke(mailbox, device)).await
+    }
+
+    async fn append(
+        &self,
+        mailbox: MailboxId,
+        entries: &[Entry],
+        base: Option<Bucket>,
+    ) -> Result<AppendReply> {
+        again(|| self.0.append(mailbox, entries, base)).await
+    }
+
+    async fn head(&self, mailbox: MailboxId, serial: bool) -> Result<Seq> {
+        again(|| self.0.head(mailbox, serial)).await
+    }
+
+    async fn read(&self, mailbox: MailboxId, after: Seq, rows_max: usize, bytes_max: usize) -> Result<Page> {
+        again(|| self.0.read(mailbox, after, rows_max, bytes_max)).await
+    }
+
+    async fn advance(&self, mailbox: MailboxId, device: &DeviceId, upto: Seq) -> Result<()> {
+        again(|| self.0.advance(mailbox, device, upto)).await
+    }
+
+    async fn cursor(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Seq> {
+        again(|| self.0.cursor(mailbox, device)).await
+    }
+
+    async fn trim(&self, mailbox: MailboxId) -> Result<Trimmed> {
+        again(|| self.0.trim(mailbox)).await
+    }
+
+    async fn erase(&self, user: &UserId) -> Result<()> {
+        again(|| self.0.erase(user)).await
+    }
+
+    async fn put_payload(&self, id: PayloadId, bytes: Bytes, expires_at: UnixMillis) -> Result<()> {
+        again(|| self.0.put_payload(id, bytes.clone(), expires_at)).await
+    }
+
+    async fn add_pending(&self, mailbox: MailboxId) -> Result<()> {
+        again(|| self.0.add_pending(mailbox)).await
+    }
+
+    async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {
+        again(|| self.0.pending_since(since)).await
+    }
+
+    fn cursor_tag(&self, mailbox: MailboxId) -> CursorTag {
+        self.0.cursor_tag(mailbox)
+    }
+}

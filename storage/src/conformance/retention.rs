@@ -1,0 +1,212 @@
+//! Laws of trim, expiry and erasure.
+
+use super::bench::{Backend, Bench, DAY, SHAPE, again, device};
+use crate::error::StoreError;
+use crate::rows::{Applied, Batch, Floor, Head, Rows};
+use crate::{Attach, Store};
+use chappe_protocol::envelope::{PageEnd, SlotBody};
+use chappe_protocol::id::{Bucket, ConnectionId, Seq, UserId};
+use chappe_protocol::time::Millis;
+
+/// A router that slept through a trim can neither fill a trimmed bucket nor re-issue a slot.
+pub async fn a_zombie_after_a_trim_is_refused<B: Backend>(bench: Bench<B>) {
+    let (zombie, log, rows) = (bench.log(), bench.log(), bench.rows());
+    bench.attach(&zombie, "phone", 1, None).await;
+    bench.fill(&zombie, 1..=2).await;
+    bench.fill(&log, 3..=9).await;
+    log.advance(bench.mailbox, &device("phone"), Seq(9)).await.unwrap();
+    log.trim(bench.mailbox).await.unwrap();
+    let entry = bench.entry(77);
+    for (bucket, expected, first) in [(0, None, 1), (0, Some(Seq(2)), 3), (1, None, 4), (1, Some(Seq(5)), 6)]
+    {
+        let to = Head { seq: Seq(first), opened_at: bench.world_now(), bytes_total: 0 };
+        let batch = Batch { expected, to, slots: vec![(Seq(first), &entry)] };
+        let answer = again(|| rows.compare_and_append(bench.partition(bucket), batch.clone())).await.unwrap();
+        let Applied::No { head: Some(head), .. } = answer else {
+            panic!("a trimmed bucket took {first}: {answer:?}")
+        };
+        assert_eq!(head.seq, SHAPE.last(Bucket(bucket)), "and says that it is full");
+    }
+    let reply = zombie.append(bench.mailbox, &[entry], Some(Bucket(0))).await.unwrap();
+    assert_eq!(reply.head, Seq(10));
+    assert_eq!(bench.numbers(&log).await, [8, 9, 77]);
+}
+
+/// The head outlives its slots, for routers that start cold and after a restart.
+pub async fn a_fully_trimmed_mailbox_has_a_head<B: Backend>(bench: Bench<B>) {
+    let log = bench.log();
+    bench.attach(&log, "phone", 1, None).await;
+    bench.fill(&log, 1..=7).await;
+    log.advance(bench.mailbox, &device("phone"), Seq(7)).await.unwrap();
+    assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(2));
+    drop(log);
+    let bench = bench.reopen().await;
+    let log = bench.log();
+    assert_eq!(log.head(bench.mailbox, true).await, Ok(Seq(7)));
+    assert_eq!(bench.attach(&log, "web", 2, None).await.device.since, Seq(7));
+    let page = bench.log().read(bench.mailbox, Seq(0), 10, 1 << 20).await.unwrap();
+    assert_eq!((page.slots.len(), page.end), (0, PageEnd::Truncated(Seq(7))));
+    let page = bench.log().read(bench.mailbox, Seq(7), 10, 1 << 20).await.unwrap();
+    assert_eq!((page.slots.len(), page.end), (0, PageEnd::Head(Seq(7))));
+    assert_eq!(bench.log().append(bench.mailbox, &[bench.entry(8)], None).await.unwrap().head, Seq(8));
+}
+
+/// Only sealed buckets that all of them have passed; what goes is told.
+pub async fn a_trim_waits_for_every_live_device<B: Backend>(bench: Bench<B>) {
+    let log = bench.log();
+    bench.attach(&log, "phone", 1, None).await;
+    bench.attach(&log, "web", 2, None).await;
+    bench.fill(&log, 1..=14).await;
+    bench.attach(&log, "late", 3, None).await;
+    for (phone, web, floor) in [(14, 0, 0), (14, 2, 0), (14, 3, 1), (14, 6, 1), (14, 11, 3), (14, 14, 3)] {
+        log.advance(bench.mailbox, &device("phone"), Seq(phone)).await.unwrap();
+        log.advance(bench.mailbox, &device("web"), Seq(web)).await.unwrap();
+        assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(floor), "web has {web}");
+        let first = SHAPE.first(Bucket(floor)).0;
+        assert_eq!(bench.numbers(&bench.log()).await, (first..=14).collect::<Vec<_>>());
+    }
+    let page = log.read(bench.mailbox, Seq(1), 10, 1 << 20).await.unwrap();
+    assert_eq!((page.slots.len(), page.end), (0, PageEnd::Truncated(Seq(11))));
+    assert!(log.0.stats().trimmed >= 3 && log.0.stats().truncated > 0);
+}
+
+/// A device silent for 45 days, or revoked, does not count.
+pub async fn the_silent_and_the_revoked_do_not_hold_a_trim<B: Backend>(bench: Bench<B>) {
+    let log = bench.log();
+    bench.attach(&log, "phone", 1, None).await;
+    bench.attach(&log, "lost", 2, None).await;
+    bench.attach(&log, "stolen", 3, None).await;
+    bench.world.pass(Millis(40 * DAY.0));
+    bench.attach(&log, "phone", 4, None).await;
+    bench.attach(&log, "stolen", 5, None).await;
+    let entries: Vec<_> = (1..=8).map(|n| bench.entry_for(n, Millis(30 * DAY.0))).collect();
+    log.append(bench.mailbox, &entries, None).await.unwrap();
+    log.advance(bench.mailbox, &device("phone"), Seq(8)).await.unwrap();
+    log.revoke(bench.mailbox, &device("stolen")).await.unwrap();
+    assert_eq!(log.trim(bench.mailbox).await.unwrap().buckets, 0, "the lost one may come back");
+    bench.world.pass(Millis(6 * DAY.0));
+    assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(2));
+}
+
+/// Nobody reads it any more, and everything in it is past its time.
+pub async fn a_trim_by_age<B: Backend>(bench: Bench<B>) {
+    let log = bench.log();
+    bench.attach(&log, "phone", 1, None).await;
+    let ttl = |n: u64| Millis(DAY.0 * if n == 5 { 10 } else { 1 });
+    for n in 1..=9 {
+        log.append(bench.mailbox, &[bench.entry_for(n, ttl(n))], None).await.unwrap();
+    }
+    assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(0));
+    bench.world.pass(Millis(2 * DAY.0));
+    assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(1), "slot 5 holds its bucket");
+    bench.world.pass(Millis(10 * DAY.0));
+    assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(2), "the open bucket stays");
+    assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(2));
+}
+
+/// One call deletes so many buckets at most, and what a trim left behind that died half-way.
+pub async fn a_trim_is_bounded_and_finishes_another<B: Backend>(bench: Bench<B>) {
+    let log = bench.log_with(|config| config.trim_buckets_max = 3);
+    let rows = bench.rows();
+    bench.attach(&log, "phone", 1, None).await;
+    bench.fill(&log, 1..=40).await;
+    log.advance(bench.mailbox, &device("phone"), Seq(40)).await.unwrap();
+    // Another router raised the floor and died.
+    let half = Floor { bucket: Bucket(2), bytes_total: 56 };
+    again(|| rows.raise_floor(bench.mailbox, half)).await.unwrap();
+    let lower = Floor { bucket: Bucket(1), bytes_total: 24 };
+    assert_eq!(again(|| rows.raise_floor(bench.mailbox, lower)).await, Ok(half), "a floor only rises");
+    assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(5));
+    for bucket in 0..6 {
+        let left = again(|| rows.slots(bench.partition(bucket), Seq(0), 100, 1 << 20, true)).await.unwrap();
+        assert_eq!(left.is_empty(), bucket < 5, "bucket {bucket}");
+    }
+    let floor = again(|| rows.floor(bench.mailbox)).await.unwrap();
+    assert_eq!(floor, Floor { bucket: Bucket(5), bytes_total: 19 * 8 });
+}
+
+/// Its time is the payload's, not the slot's: the log stays dense and ids stay known.
+pub async fn the_payload_expires_and_the_slot_stays<B: Backend>(bench: Bench<B>) {
+    let log = bench.log();
+    let entries = [bench.entry_for(1, Millis(1000)), bench.entry(2), bench.entry_for(3, Millis(1000))];
+    log.append(bench.mailbox, &entries, None).await.unwrap();
+    bench.world.pass(Millis(1000));
+    // Other writes, for databases that remove expired rows as they go.
+    bench.fill(&log, 4..=30).await;
+    for log in [log, bench.log()] {
+        let slots = bench.slots(&log).await;
+        assert_eq!(slots.len(), 30);
+        for slot in slots {
+            assert_eq!(slot.body == SlotBody::Expired, [1, 3].contains(&slot.seq.0), "slot {}", slot.seq);
+        }
+        assert_eq!(log.0.stats().lost, 0, "no alarm");
+        let retry = log.append(bench.mailbox, &entries[..1], None).await.unwrap();
+        assert_eq!(retry.entries[0].seq(), Seq(1));
+    }
+}
+
+async fn erased_is_gone<B: Backend>(bench: &mut Bench<B>, slots: u64) {
+    let (paused, log) = (bench.log(), bench.log());
+    let anna = UserId::new("anna").unwrap();
+    bench.mailbox = log.create_user(&anna).await.unwrap().mailbox;
+    bench.attach(&log, "phone", 1, None).await;
+    bench.fill(&paused, 1..=slots).await;
+    log.erase(&anna).await.unwrap();
+    let entry = bench.entry(100);
+    for log in [&paused, &bench.log()] {
+        let refused = log.append(bench.mailbox, std::slice::from_ref(&entry), Some(Bucket(0))).await;
+        assert_eq!(refused, Err(StoreError::Erased), "{slots} slots");
+        for after in 0..=slots {
+            let read = log.read(bench.mailbox, Seq(after), 100, 1 << 20).await;
+            assert!(!read.is_ok_and(|page| !page.slots.is_empty()), "slot {} can be read", after + 1);
+        }
+        assert!(log.head(bench.mailbox, true).await.is_err());
+        let attach = Attach { connection: ConnectionId([2; 16]), cursor: None };
+        assert!(log.attach(bench.mailbox, &device("phone"), attach).await.is_err());
+        assert!(log.devices(bench.mailbox).await.unwrap().devices.is_empty());
+    }
+    let rows = bench.rows();
+    for bucket in 0..=SHAPE.bucket_of(Seq(slots + 1)).0 {
+        let left = again(|| rows.slots(bench.partition(bucket), Seq(0), 100, 1 << 20, true)).await.unwrap();
+        assert!(left.is_empty(), "rows of bucket {bucket} are left");
+    }
+    log.erase(&anna).await.unwrap();
+    assert!(log.user(&anna).await.unwrap().is_none_or(|user| user.erased));
+}
+
+/// In the middle of a bucket, with a router that knows the register.
+pub async fn erase_stops_a_paused_router<B: Backend>(mut bench: Bench<B>) {
+    erased_is_gone(&mut bench, 6).await;
+}
+
+/// When the next append would open a bucket, and when nothing was ever appended.
+pub async fn erase_at_an_edge<B: Backend>(bench: Bench<B>) {
+    drop(bench);
+    for slots in [0, 3, 7] {
+        let mut bench = Bench::<B>::open().await;
+        erased_is_gone(&mut bench, slots).await;
+    }
+}
+
+/// A new mailbox, nothing of the old one.
+pub async fn the_erased_come_back_as_new<B: Backend>(mut bench: Bench<B>) {
+    let log = bench.log();
+    let anna = UserId::new("anna").unwrap();
+    let old = log.create_user(&anna).await.unwrap().mailbox;
+    bench.mailbox = old;
+    bench.fill(&log, 1..=5).await;
+    log.erase(&anna).await.unwrap();
+    let (a, b) = tokio::join!(log.create_user(&anna), log.create_user(&anna));
+    let (a, b) = (a.unwrap(), b.unwrap());
+    assert_eq!(a, b);
+    assert!(a.mailbox != old && !a.erased);
+    bench.mailbox = a.mailbox;
+    assert_eq!(log.append(bench.mailbox, &[bench.entry(1)], None).await.unwrap().head, Seq(1));
+    // A late erase of the old mailbox does not touch the new one.
+    let rows = bench.rows();
+    again(|| rows.mark_erased(&anna, old)).await.unwrap();
+    assert_eq!(log.user(&anna).await, Ok(Some(a)));
+    drop((log, rows));
+    let bench = bench.reopen().await;
+    assert_eq!(bench.log().user(&anna).await, Ok(Some(a)));
+}
