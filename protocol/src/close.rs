@@ -85,42 +85,27 @@ impl CloseCode {
     }
 }
 
-macro_rules! error_codes {
-    ($($(#[$doc:meta])* $name:ident = $text:literal, $retryable:literal;)+) => {
-        /// Why one frame or one submit was refused while the connection goes on. The codes of [`ErrorScope::Connection`]
-        /// are the reasons of [`CloseCode`].
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum ErrorCode { $($(#[$doc])* $name,)+ }
-
-        impl ErrorCode {
-            /// Every code, for documents and tests.
-            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
-
-            /// The word on the wire.
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $text,)+ }
-            }
-
-            /// Whether the same thing may succeed later.
-            pub const fn retryable(self) -> bool {
-                match self { $(Self::$name => $retryable,)+ }
-            }
-        }
-    };
+/// Why one frame or one submit was refused while the connection goes on. The codes of [`ErrorScope::Connection`] are the
+/// reasons of [`CloseCode`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ErrorCode {
+    /// A limit was exceeded, named in `limit_name`; the frame had no effect.
+    Limit,
+    /// The fresh token of a Refresh was not taken; the session goes on until the old one ends.
+    RefreshRefused,
 }
 
-error_codes! {
-    /// A payload beyond `envelope_bytes_max`.
-    EnvelopeTooLarge = "envelope_too_large", false;
-    /// More targets than `targets_max`.
-    TooManyTargets = "too_many_targets", false;
-    /// More unanswered submits than `submits_in_flight_max`; the submit was not looked at.
-    TooManySubmits = "too_many_submits", true;
-    /// More frames than `frames_per_second_max` and its burst, or more targets than the sender may address; the frame was not
-    /// looked at.
-    RateLimited = "rate_limited", true;
-    /// The fresh token was not taken; the session goes on until the old one ends.
-    RefreshRefused = "refresh_refused", true;
+impl ErrorCode {
+    /// Every code, for documents and tests.
+    pub const ALL: &'static [Self] = &[Self::Limit, Self::RefreshRefused];
+
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::RefreshRefused => "refresh_refused",
+        }
+    }
 }
 
 /// What an error is about.
@@ -154,27 +139,32 @@ pub struct ErrorFrame {
 }
 
 impl ErrorFrame {
-    /// One submit is refused, the connection goes on. `limit_name` is a field of `Limits`, or empty.
-    pub fn of_submit(
-        code: ErrorCode,
-        submit_id: crate::id::SubmitId,
+    /// A limit was exceeded: by a submit, or by a frame of another kind. `limit_name` is a field of `Limits` in the schema;
+    /// `retry_after_ms` of 0 means that the same frame never passes.
+    pub fn limit(
         limit_name: &str,
+        retry_after_ms: u32,
+        submit_id: Option<crate::id::SubmitId>,
         message: &str,
     ) -> Self {
         Self {
-            scope: ErrorScope::Submit,
-            submit_id: Some(submit_id),
-            ..Self::of_frame(code, limit_name, message)
+            code: ErrorCode::Limit.as_str().to_string(),
+            message: message.to_string(),
+            retryable: retry_after_ms > 0,
+            limit_name: limit_name.to_string(),
+            retry_after_ms,
+            scope: if submit_id.is_some() { ErrorScope::Submit } else { ErrorScope::Frame },
+            submit_id,
         }
     }
 
-    /// One frame is refused, the connection goes on. `limit_name` is a field of `Limits`, or empty.
-    pub fn of_frame(code: ErrorCode, limit_name: &str, message: &str) -> Self {
+    /// A Refresh was not taken.
+    pub fn refresh_refused(message: &str) -> Self {
         Self {
-            code: code.as_str().to_string(),
+            code: ErrorCode::RefreshRefused.as_str().to_string(),
             message: message.to_string(),
-            retryable: code.retryable(),
-            limit_name: limit_name.to_string(),
+            retryable: true,
+            limit_name: String::new(),
             retry_after_ms: 0,
             scope: ErrorScope::Frame,
             submit_id: None,

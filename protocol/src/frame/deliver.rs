@@ -124,3 +124,44 @@ fn put_varint(mut value: u64, sink: &mut impl Sink) {
     }
     sink.put(&bytes[..length]);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::Urgency;
+    use crate::id::{DeviceId, EnvelopeId, Seq, UserId};
+    use crate::time::UnixMillis;
+    use bytes::Bytes;
+    use prost::Message;
+
+    /// The edges of varints and lengths, with and without everything that can be left out.
+    #[test]
+    fn the_fast_path_writes_what_the_generated_types_write() {
+        let sender =
+            || Sender { user: UserId::new("anna 漢").unwrap(), device: DeviceId::new("phone").unwrap() };
+        for number in [0, 1, 127, 128, 16_383, 16_384, u64::from(u32::MAX), u64::MAX] {
+            for length in [0, 1, 90, 127, 128, 16_200, 16_384, 98_304] {
+                for (sender, urgency) in [
+                    (None, Urgency::Background),
+                    (Some(sender()), Urgency::Message),
+                    (Some(sender()), Urgency::Call),
+                ] {
+                    let deliver = Deliver {
+                        seq: Seq(number),
+                        prev: Seq(number.saturating_sub(1)),
+                        envelope_id: EnvelopeId([7; 16]),
+                        sender,
+                        at: UnixMillis(number),
+                        expires_at: UnixMillis(number / 2),
+                        payload: Bytes::from(alloc::vec![9; length]),
+                        urgency,
+                    };
+                    let frame = ServerFrame::Deliver(deliver);
+                    let expected = frame.to_wire().encode_to_vec();
+                    assert!(frame.encode() == expected, "seq {number}, {length} bytes");
+                    assert_eq!(frame.encoded_len(), expected.len());
+                }
+            }
+        }
+    }
+}
