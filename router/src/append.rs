@@ -90,7 +90,10 @@ impl Attempts<'_> {
             let head = shared.store.head(self.mailbox, true).await.unwrap_or(Seq::ZERO);
             base = Some(shared.config.shape.bucket_of(head));
         }
-        shared.metrics.batch_entries.observe(self.batch.entries.len() as f64);
+        shared
+            .metrics
+            .batch_entries
+            .observe(f64::from(u32::try_from(self.batch.entries.len()).unwrap_or(u32::MAX)));
         shared.metrics.appends_in_flight.inc();
         let begin = shared.world.now();
         let answer = shared.store.append(self.mailbox, &self.batch.entries, base).await;

@@ -38,13 +38,20 @@ impl Bound {
         let take = |of: &Arc<Semaphore>, n: usize| {
             Arc::clone(of).try_acquire_many_owned(u32::try_from(n).ok()?).ok()
         };
-        let _items = take(&self.items, items)?;
-        let _kibibytes = take(&self.kibibytes, bytes.div_ceil(1024))?;
+        let item_permits = take(&self.items, items)?;
+        let kibibyte_permits = take(&self.kibibytes, bytes.div_ceil(1024))?;
         let (items, bytes) = (i64::try_from(items).ok()?, i64::try_from(bytes).ok()?);
         self.items_gauge.add(items);
         self.bytes_gauge.add(bytes);
         let (items_gauge, bytes_gauge) = (self.items_gauge.clone(), self.bytes_gauge.clone());
-        Some(Permit { _items, _kibibytes, items, bytes, items_gauge, bytes_gauge })
+        Some(Permit {
+            _items: item_permits,
+            _kibibytes: kibibyte_permits,
+            items,
+            bytes,
+            items_gauge,
+            bytes_gauge,
+        })
     }
 }
 
