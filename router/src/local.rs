@@ -102,10 +102,14 @@ impl Links for LocalLinks {
     ) -> Result<Reply, LinkError> {
         let router = self.router_for(mailbox).ok_or(LinkError::NoRouter)?;
         let reply = router.serve(request).ok_or(LinkError::NoRouter)?;
-        match tokio::time::timeout(budget.to_std(), reply).await {
-            Ok(Some(reply)) => Ok(reply),
-            Ok(None) | Err(_) => Err(LinkError::Timeout),
-        }
+        let answer = async {
+            match reply.await {
+                Some(reply) => reply,
+                // A router that was killed does not say so.
+                None => std::future::pending().await,
+            }
+        };
+        tokio::time::timeout(budget.to_std(), answer).await.map_err(|_| LinkError::Timeout)
     }
 
     fn ring(&self, gateway: GatewayId, bell: Doorbell) {

@@ -1,5 +1,5 @@
 //! What a sender is told, and what then stands in the log.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

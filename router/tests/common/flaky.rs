@@ -38,6 +38,9 @@ pub struct Asked {
     pub base: Option<Bucket>,
 }
 
+/// An append that arrives later.
+type Buried = (MailboxId, Vec<Entry>, Option<Bucket>);
+
 pub struct Flaky {
     pub inner: Arc<dyn Store>,
     /// For the next appends, in order.
@@ -53,7 +56,7 @@ pub struct Flaky {
     /// Of 100 appends without a script, so many have a fault.
     pub percent: Mutex<u64>,
     rng: Mutex<Rng>,
-    limbo: Mutex<Vec<(MailboxId, Vec<Entry>, Option<Bucket>)>>,
+    limbo: Mutex<Vec<Buried>>,
     pub asked: Mutex<Vec<Asked>>,
     /// Shared payloads written.
     pub puts: Mutex<Vec<(PayloadId, Bytes)>>,
