@@ -1,0 +1,202 @@
+//! From a fresh socket to a welcomed connection. **Invariant:** what is refused for load is refused before any TLS work;
+//! every step has a deadline.
+
+use crate::attach::{Beginning, attach};
+use crate::config::Incoming;
+use crate::connection::{Connection, queue_frame, say_goodbye};
+use crate::shared::Gateway;
+use crate::transport::websocket::{self, WebSocket};
+use crate::transport::{Inbound, Transport, TransportError};
+use bytes::Bytes;
+use chappe_protocol::close::CloseCode;
+use chappe_protocol::frame::{ClientFrame, FrameError, GoAway, GoAwayClass, Hello, ServerFrame};
+use chappe_protocol::time::Millis;
+use std::future::poll_fn;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// For the store and the presence to answer an attach.
+const ATTACH_MAX: Millis = Millis::from_secs(10);
+/// Sockets beyond `sessions_max` that are still heard, so that they can be told to go away.
+const HEADROOM: usize = 256;
+
+/// The right to exist of one socket; counted until dropped.
+pub(crate) struct Admission(Arc<Gateway>);
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Lets a socket in, if the rate of handshakes and the ceiling of connections allow.
+pub(crate) fn admit(gateway: &Arc<Gateway>) -> Option<Admission> {
+    gateway.metrics.accepted_total.inc();
+    let config = &gateway.config;
+    let here = gateway.connections.fetch_add(1, Ordering::Relaxed);
+    let admission = Admission(Arc::clone(gateway));
+    let room = here < config.sessions_max.saturating_add(HEADROOM);
+    let allowed = room && {
+        let mut bucket = gateway.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        bucket.take(gateway.world.now(), config.handshakes_per_second, config.handshakes_burst).is_ok()
+    };
+    if !allowed {
+        gateway.metrics.refused_total.inc();
+    }
+    allowed.then_some(admission)
+}
+
+/// Serves one socket to its end.
+pub(crate) async fn serve<IO>(admission: Admission, incoming: Incoming<IO>)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // Boxed: what is needed once does not stay in the long-lived task.
+    let Some(connection) = Box::pin(open(Arc::clone(&admission.0), incoming.io)).await else { return };
+    let (connection, end) = connection.live().await;
+    Box::pin(connection.finish(end)).await;
+}
+
+async fn open<IO>(gateway: Arc<Gateway>, io: IO) -> Option<Box<Connection<WebSocket<IO>>>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    gateway.metrics.handshakes.inc();
+    let opened = tokio::select! {
+        biased;
+        () = gateway.drain.cancelled() => None,
+        () = gateway.killed.cancelled() => None,
+        opened = shake_hands(&gateway, io) => opened,
+    };
+    gateway.metrics.handshakes.dec();
+    opened
+}
+
+async fn shake_hands<IO>(gateway: &Arc<Gateway>, io: IO) -> Option<Box<Connection<WebSocket<IO>>>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let tls = gateway.tls.as_ref().map(|tls| tls.current());
+    let mut transport = match websocket::accept(io, tls, &gateway.config.handshake).await {
+        Ok(transport) => transport,
+        Err(error) => {
+            gateway.metrics.handshake_failed_total.inc();
+            tracing::debug!(%error, "a handshake failed");
+            return None;
+        }
+    };
+    let started = gateway.world.now();
+    let mut early = Early::default();
+    let hello = poll_fn(|cx| early.poll_first(&mut transport, cx));
+    let hello = match tokio::time::timeout(gateway.config.hello_timeout.to_std(), hello).await {
+        Ok(Ok(first)) => read_hello(first),
+        Ok(Err(code)) => code.map_or(Err(None), |code| Err(Some(code))),
+        Err(_) => Err(Some(CloseCode::HelloTimeout)),
+    };
+    let begun = match hello {
+        Err(None) => return None,
+        Err(Some(code)) => Err(code),
+        Ok(_) if gateway.registry.len() >= gateway.config.sessions_max => {
+            let drain = &gateway.config.drain;
+            let (retry_after, jitter) = (drain.retry_after, Millis(drain.jitter.0.saturating_mul(5)));
+            let go_away = GoAway { class: GoAwayClass::Shed, retry_after, jitter, endpoints: Vec::new() };
+            queue_frame(&mut transport, &ServerFrame::GoAway(go_away));
+            Err(CloseCode::Overloaded)
+        }
+        Ok(hello) => match tokio::time::timeout(ATTACH_MAX.to_std(), attach(gateway, hello)).await {
+            Ok(begun) => begun,
+            Err(_) => Err(CloseCode::StoreUnavailable),
+        },
+    };
+    match begun {
+        Ok(beginning) => {
+            gateway.metrics.attach_seconds.observe((gateway.world.now() - started).to_std().as_secs_f64());
+            Some(begin(transport, beginning, early.rest))
+        }
+        Err(code) => {
+            say_goodbye(gateway, &mut transport, code, code.reason()).await;
+            None
+        }
+    }
+}
+
+fn begin<IO>(
+    mut transport: WebSocket<IO>,
+    beginning: Beginning,
+    early: Vec<Bytes>,
+) -> Box<Connection<WebSocket<IO>>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Beginning { mut core, welcome } = beginning;
+    queue_frame(&mut transport, &ServerFrame::Welcome(welcome));
+    for message in early {
+        core.on_message(&message);
+    }
+    Box::new(Connection { transport, core })
+}
+
+fn read_hello(first: Bytes) -> Result<Hello, Option<CloseCode>> {
+    match ClientFrame::decode(first) {
+        Ok(ClientFrame::Hello(hello)) => Ok(hello),
+        Ok(
+            ClientFrame::Submit(_)
+            | ClientFrame::Ack { .. }
+            | ClientFrame::Ping { .. }
+            | ClientFrame::Refresh { .. },
+        )
+        | Err(FrameError::UnknownFrame) => Err(Some(CloseCode::HelloExpected)),
+        Err(FrameError::Garbage | FrameError::Field(_)) => Err(Some(CloseCode::BadFrame)),
+    }
+}
+
+/// Frames that came with the first one, in the same read.
+#[derive(Default)]
+struct Early {
+    first: Option<Bytes>,
+    rest: Vec<Bytes>,
+    closed: bool,
+}
+
+impl Early {
+    /// The first message; `Err(None)`: the peer is gone.
+    fn poll_first<T: Transport>(
+        &mut self,
+        transport: &mut T,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Bytes, Option<CloseCode>>> {
+        loop {
+            if let Some(first) = self.first.take() {
+                return Poll::Ready(Ok(first));
+            }
+            if self.closed {
+                return Poll::Ready(Err(None));
+            }
+            if transport.queued_bytes() > 0
+                && let Poll::Ready(Err(_)) = transport.poll_flush(cx)
+            {
+                return Poll::Ready(Err(None));
+            }
+            let received = transport.poll_receive(cx, &mut |inbound| match inbound {
+                Inbound::Message(message) if self.first.is_none() => {
+                    self.first = Some(Bytes::copy_from_slice(message));
+                }
+                Inbound::Message(message) => self.rest.push(Bytes::copy_from_slice(message)),
+                Inbound::Control => {}
+                Inbound::Close(_) => self.closed = true,
+            });
+            match received {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(TransportError::Violation(_))) => {
+                    return Poll::Ready(Err(Some(CloseCode::BadFrame)));
+                }
+                Poll::Ready(Err(TransportError::Closed | TransportError::Gone | TransportError::Io(_))) => {
+                    return Poll::Ready(Err(None));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}

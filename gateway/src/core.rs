@@ -1,0 +1,469 @@
+//! What a connection knows and does beside its socket. **Invariant:** one read, one cursor write at a time; what a peer
+//! makes wait is bounded, because its socket is not read while it does.
+
+use crate::connection::{End, Event, OUT_BYTES_MAX, queue_frame};
+use crate::handle::{Handle, Inbox};
+use crate::limits::{Bucket, FrameRate, Hit, Verdict, check_submit, limit_error};
+use crate::reads::Span;
+use crate::shared::Gateway;
+use crate::submits::Submits;
+use crate::timers::Armed;
+use crate::transport::{Inbound, Transport, TransportError};
+use bytes::Bytes;
+use chappe_protocol::close::CloseCode;
+use chappe_protocol::envelope::{Page, Sender};
+use chappe_protocol::frame::{ClientFrame, FrameError, Limits, Role, Secret, ServerFrame, Submit};
+use chappe_protocol::id::{Seq, UserId};
+use chappe_protocol::session::{Action, Session};
+use chappe_protocol::time::{Millis, Time};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// The close code of RFC 6455 for a message beyond its bound.
+const TOO_LARGE: u16 = 1009;
+/// A peek that has seen its backlog may still submit: it ends when it was silent for so long.
+const PEEK_LINGER: Millis = Millis::from_secs(2);
+
+/// A connection without its socket.
+pub(crate) struct Core {
+    gateway: Arc<Gateway>,
+    handle: Arc<Handle>,
+    user: UserId,
+    session: Session,
+    now: Time,
+    armed: Armed,
+    /// Answers that are not the session's, until the next pump.
+    answers: Vec<ServerFrame>,
+    read: Option<BoxFuture<'static, chappe_storage::Result<Page>>>,
+    /// A read that waits for the out buffer to empty.
+    held_read: Option<Span>,
+    advance: Option<BoxFuture<'static, chappe_storage::Result<()>>>,
+    head: Option<BoxFuture<'static, chappe_storage::Result<Seq>>>,
+    submits: Option<Box<Submits>>,
+    frames: FrameRate,
+    ephemerals: Bucket,
+    valid_until: Time,
+    /// Since when bytes wait and the peer takes none.
+    stalled_since: Option<Time>,
+    /// The drain closes it then.
+    drained_at: Option<Time>,
+    /// The peek has seen its backlog; since its last frame.
+    peek_idle_since: Option<Time>,
+    ending: Option<End>,
+}
+
+impl Core {
+    /// A session that stands in the registry under this handle.
+    pub(crate) fn new(
+        gateway: Arc<Gateway>,
+        handle: Arc<Handle>,
+        user: UserId,
+        session: Session,
+        valid_until: Time,
+    ) -> Self {
+        let now = gateway.world.now();
+        let limits = &gateway.config.session.limits;
+        gateway.metrics.sessions.inc();
+        Self {
+            frames: FrameRate::new(now, limits),
+            ephemerals: Bucket::full(now, gateway.config.ephemerals_burst),
+            gateway,
+            handle,
+            user,
+            session,
+            now,
+            armed: Armed::default(),
+            answers: Vec::new(),
+            read: None,
+            held_read: None,
+            advance: None,
+            head: None,
+            submits: None,
+            valid_until,
+            stalled_since: None,
+            drained_at: None,
+            peek_idle_since: None,
+            ending: None,
+        }
+    }
+
+    pub(crate) fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+
+    pub(crate) fn handle(&self) -> &Arc<Handle> {
+        &self.handle
+    }
+
+    pub(crate) fn look_at_clock(&mut self) {
+        self.now = self.gateway.world.now();
+    }
+
+    /// Why the connection ends, once it does.
+    pub(crate) fn ending(&mut self) -> Option<End> {
+        self.ending.take()
+    }
+
+    /// Reads the head once more: slots that were committed before the lease stood rang for nobody.
+    pub(crate) fn read_head(&mut self) {
+        let (store, mailbox) = (Arc::clone(&self.gateway.store), self.handle.mailbox);
+        self.head = Some(async move { store.head(mailbox, false).await }.boxed());
+    }
+
+    /// Whether the socket may be read: not while its own answers or submits wait.
+    pub(crate) fn may_receive(&self, queued_bytes: usize) -> bool {
+        let working =
+            self.submits.as_ref().is_some_and(|s| s.bytes() >= self.gateway.config.submit_bytes_max);
+        queued_bytes < OUT_BYTES_MAX && !working
+    }
+
+    /// The peer took `before - after` bytes.
+    pub(crate) fn on_flush(&mut self, before: usize, after: usize) {
+        if after == 0 {
+            self.stalled_since = None;
+        } else if after < before || self.stalled_since.is_none() {
+            self.stalled_since = Some(self.now);
+        }
+    }
+
+    /// Drives what is out.
+    pub(crate) fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if let Some(Poll::Ready(page)) = self.read.as_mut().map(|read| read.poll_unpin(cx)) {
+            self.read = None;
+            return Poll::Ready(Event::Page(page));
+        }
+        if let Some(Poll::Ready(done)) = self.advance.as_mut().map(|advance| advance.poll_unpin(cx)) {
+            self.advance = None;
+            return Poll::Ready(Event::Advanced(done));
+        }
+        if let Some(Poll::Ready(head)) = self.head.as_mut().map(|head| head.poll_unpin(cx)) {
+            self.head = None;
+            return Poll::Ready(Event::Head(head));
+        }
+        if let Some(Poll::Ready(())) = self.submits.as_mut().map(|submits| submits.poll_work(self.now, cx)) {
+            return Poll::Ready(Event::Submitted);
+        }
+        Poll::Pending
+    }
+
+    pub(crate) fn on_event(&mut self, event: Event) {
+        let now = self.now;
+        match event {
+            Event::Told(inbox) => self.on_inbox(inbox),
+            Event::Page(Ok(page)) => self.session.on_page(now, page),
+            Event::Page(Err(_)) => {
+                self.gateway.metrics.read_failed_total.inc();
+                self.session.on_read_failed(now);
+            }
+            Event::Advanced(Ok(())) => self.session.on_advanced(now),
+            Event::Advanced(Err(_)) => self.session.on_advance_failed(now),
+            Event::Head(Ok(head)) => self.session.on_head(now, head),
+            // The probe will tell.
+            Event::Head(Err(_)) | Event::Submitted | Event::Flushed | Event::Received => {}
+            Event::Failed(TransportError::Violation(violation)) => {
+                let large = violation.code == TOO_LARGE;
+                self.end(if large { CloseCode::FrameTooLarge } else { CloseCode::BadFrame });
+            }
+            Event::Failed(TransportError::Closed | TransportError::Gone | TransportError::Io(_)) => {
+                self.ending = Some(End::Gone);
+            }
+        }
+    }
+
+    fn on_inbox(&mut self, inbox: Inbox) {
+        let now = self.now;
+        if inbox.kill {
+            self.ending = Some(End::Gone);
+            return;
+        }
+        if let Some(code) = inbox.close {
+            self.end(code);
+        }
+        if let Some(news) = inbox.news {
+            self.session.on_device_news(now, &news);
+        }
+        for slot in &inbox.slots {
+            self.session.on_doorbell(now, slot.seq, Some(slot));
+        }
+        if let Some(head) = inbox.head {
+            self.session.on_head(now, head);
+        }
+        for whisper in inbox.whispers {
+            self.answers.push(ServerFrame::Ephemeral {
+                sender: Some(whisper.sender),
+                payload: whisper.payload,
+                urgency: whisper.urgency,
+            });
+        }
+        if let Some(go_away) = inbox.go_away {
+            self.drained_at = Some(now + self.gateway.config.drain.grace);
+            self.session.flush();
+            self.answers.push(ServerFrame::GoAway(*go_away));
+        }
+        if inbox.timer {
+            self.armed.fired();
+            self.on_timer();
+        }
+    }
+
+    fn on_timer(&mut self) {
+        let now = self.now;
+        let due = |at: Option<Time>| at.is_some_and(|at| at <= now);
+        if due(self.session.poll_timeout()) {
+            self.session.handle_timeout(now);
+        }
+        if due(self.drained_at) {
+            self.end(CloseCode::Drained);
+        }
+        if due(self.write_deadline()) {
+            self.end(CloseCode::WriteTimeout);
+        }
+        if self.valid_until <= now {
+            self.end(CloseCode::TokenExpired);
+        }
+        if due(self.peek_deadline()) && self.submits.as_ref().is_none_or(|submits| !submits.is_working()) {
+            self.end(CloseCode::PeekEnded);
+        }
+    }
+
+    fn write_deadline(&self) -> Option<Time> {
+        self.stalled_since.map(|since| since + self.gateway.config.write_timeout)
+    }
+
+    fn peek_deadline(&self) -> Option<Time> {
+        self.peek_idle_since.map(|since| since + PEEK_LINGER)
+    }
+
+    /// One thing from the socket.
+    pub(crate) fn on_inbound(&mut self, inbound: Inbound<'_>) {
+        if self.ending.is_some() {
+            return;
+        }
+        match inbound {
+            Inbound::Message(message) => self.on_message(message),
+            Inbound::Control => {
+                if self.is_within_rate() {
+                    self.session.handle_frame(self.now);
+                }
+            }
+            Inbound::Close(_) => self.ending = Some(End::Gone),
+        }
+    }
+
+    /// One frame of the client.
+    pub(crate) fn on_message(&mut self, message: &[u8]) {
+        if !self.is_within_rate() {
+            return;
+        }
+        let now = self.now;
+        self.session.handle_frame(now);
+        if let Some(since) = &mut self.peek_idle_since {
+            *since = now;
+        }
+        match ClientFrame::decode(Bytes::copy_from_slice(message)) {
+            Ok(ClientFrame::Submit(submit)) => self.on_submit(submit),
+            Ok(ClientFrame::Ack { upto }) => self.session.handle_ack(now, upto),
+            Ok(ClientFrame::Ping { nonce }) => self.session.handle_ping(now, nonce),
+            Ok(ClientFrame::Refresh { token }) => self.on_refresh(&token),
+            Ok(ClientFrame::Hello(_)) => self.end(CloseCode::HelloExpected),
+            // From a newer client: ignored.
+            Err(FrameError::UnknownFrame) => {}
+            Err(FrameError::Garbage | FrameError::Field(_)) => self.end(CloseCode::BadFrame),
+        }
+    }
+
+    fn is_within_rate(&mut self) -> bool {
+        match self.frames.on_frame(self.now, &self.gateway.config.session.limits) {
+            Verdict::Within | Verdict::Beyond => true,
+            Verdict::Warn { retry_after_ms } => {
+                self.refuse(Hit { name: "frames_per_second_max", retry_after_ms }, None);
+                true
+            }
+            Verdict::Close => {
+                self.end(CloseCode::RateLimited);
+                false
+            }
+        }
+    }
+
+    fn on_submit(&mut self, submit: Submit) {
+        let config = &self.gateway.config;
+        let in_flight = self.submits.as_ref().map_or(0, |submits| submits.in_flight());
+        let limits: &Limits = &config.session.limits;
+        let mut hit = check_submit(&submit, limits, in_flight).err();
+        if hit.is_none() && submit.ephemeral {
+            let (rate, burst) = (config.ephemerals_per_second, config.ephemerals_burst);
+            let taken = self.ephemerals.take(self.now, rate, burst);
+            hit = taken.err().map(|retry_after_ms| Hit { name: "ephemerals_per_second_max", retry_after_ms });
+        }
+        if let Some(hit) = hit {
+            self.refuse(hit, Some(&submit));
+            return;
+        }
+        let now = self.now;
+        let submits = self.submits.get_or_insert_with(|| {
+            let sender = Sender { user: self.user.clone(), device: self.handle.device.clone() };
+            Box::new(Submits::new(Arc::clone(&self.gateway), sender))
+        });
+        if !submit.ephemeral {
+            submits.admit(now, submit);
+        } else if !submits.admit_ephemeral(submit) {
+            self.gateway.metrics.ephemerals_dropped_total.inc();
+        }
+    }
+
+    fn refuse(&mut self, hit: Hit, submit: Option<&Submit>) {
+        self.gateway.metrics.limited_total.with_label_values(&[hit.name]).inc();
+        self.answers.push(ServerFrame::Error(limit_error(hit, submit.map(|submit| submit.submit_id))));
+    }
+
+    fn on_refresh(&mut self, token: &Secret) {
+        let wall = self.gateway.world.wall();
+        match self.gateway.verifier.verify(&token.0, &self.handle.device, wall) {
+            Ok(identity) if identity.user == self.user => {
+                self.valid_until = self.now + Millis(identity.valid_until.0.saturating_sub(wall.0));
+            }
+            Ok(_) => self.end(CloseCode::TokenInvalid),
+            Err(error) => self.end(error.close_code()),
+        }
+    }
+
+    /// Does all that can be done without waiting.
+    pub(crate) fn pump<T: Transport>(&mut self, transport: &mut T) {
+        loop {
+            self.take_results();
+            for answer in std::mem::take(&mut self.answers) {
+                queue_frame(transport, &answer);
+            }
+            if transport.queued_bytes() < OUT_BYTES_MAX
+                && let Some(span) = self.held_read.take()
+            {
+                self.start_read(span);
+            }
+            while self.ending.is_none() && transport.queued_bytes() < OUT_BYTES_MAX {
+                let Some(frame) = self.session.poll_frame(self.now) else { break };
+                self.tell(transport, &frame);
+            }
+            match self.session.poll_action(self.now) {
+                Some(action) => self.act(&action, transport.queued_bytes()),
+                None => break,
+            }
+        }
+        self.handle.set_known_head(self.session.known_head());
+        self.arm();
+    }
+
+    fn tell<T: Transport>(&mut self, transport: &mut T, frame: &ServerFrame) {
+        queue_frame(transport, frame);
+        if let ServerFrame::Deliver(deliver) = frame {
+            self.gateway.metrics.delivered_total.inc();
+            #[cfg(feature = "testing")]
+            if self.gateway.has_bug(crate::faults::Bug::AckOnSend) {
+                self.session.handle_ack(self.now, deliver.seq);
+            }
+            let _ = deliver;
+        }
+    }
+
+    fn take_results(&mut self) {
+        let Some(submits) = &mut self.submits else { return };
+        while let Some(finished) = submits.poll_finished() {
+            for target in &finished.result.results {
+                let word = crate::submits::outcome_word(&target.outcome);
+                self.gateway.metrics.outcomes_total.with_label_values(&[word]).inc();
+            }
+            let seconds = (self.now - finished.started).to_std().as_secs_f64();
+            self.gateway.metrics.submit_seconds.observe(seconds);
+            self.answers.push(ServerFrame::SubmitResult(finished.result));
+        }
+        if submits.is_idle() {
+            self.submits = None;
+        }
+    }
+
+    fn act(&mut self, action: &Action, queued_bytes: usize) {
+        match *action {
+            Action::Read { after, rows_max, bytes_max } => {
+                let span = Span { mailbox: self.handle.mailbox, after, rows_max, bytes_max };
+                if queued_bytes < OUT_BYTES_MAX {
+                    self.start_read(span);
+                } else {
+                    self.held_read = Some(span);
+                }
+            }
+            Action::Advance { upto } => {
+                let device = self.handle.device.clone();
+                self.advance = Some(self.gateway.cursors.advance(self.handle.mailbox, device, upto));
+            }
+            Action::Close(CloseCode::PeekEnded) => self.peek_idle_since = Some(self.now),
+            Action::Close(code) => self.end(code),
+        }
+    }
+
+    fn start_read(&mut self, span: Span) {
+        let shared = self.gateway.registry.is_shared(span.mailbox);
+        self.read = Some(self.gateway.reads.page(span, shared));
+    }
+
+    fn end(&mut self, code: CloseCode) {
+        if self.ending.is_none() {
+            self.ending = Some(End::Close(code));
+        }
+    }
+
+    fn arm(&mut self) {
+        // A peek waits for its own submits: looked at again after the next linger.
+        if let (Some(since), true) = (&mut self.peek_idle_since, self.submits.is_some()) {
+            *since = self.now;
+        }
+        let optional =
+            [self.session.poll_timeout(), self.drained_at, self.write_deadline(), self.peek_deadline()];
+        let Some(at) = optional.into_iter().flatten().chain([self.valid_until]).min() else { return };
+        self.gateway.timers.arm(&self.handle, &mut self.armed, at);
+    }
+
+    /// Out of the registry and the timers: a newer session need not wait for this one's last bytes.
+    pub(crate) fn leave(&mut self) {
+        self.gateway.registry.remove(&self.handle);
+        self.gateway.timers.disarm(&mut self.armed);
+    }
+
+    /// Gives the lease up, if it is still this one.
+    pub(crate) fn release(&self) -> BoxFuture<'static, ()> {
+        if self.handle.role == Role::Peek {
+            return std::future::ready(()).boxed();
+        }
+        let presence = Arc::clone(&self.gateway.presence);
+        let lease = self.handle.lease(self.gateway.config.id);
+        async move { presence.release(&lease).await }.boxed()
+    }
+
+    /// Writes the cursor where it is ahead of the store.
+    pub(crate) async fn write_cursor(mut self) {
+        self.session.flush();
+        loop {
+            let now = self.gateway.world.now();
+            if let Some(advance) = self.advance.take() {
+                match advance.await {
+                    Ok(()) => self.session.on_advanced(now),
+                    Err(_) => return,
+                }
+                self.session.flush();
+            }
+            match self.session.poll_action(now) {
+                Some(action @ Action::Advance { .. }) => self.act(&action, 0),
+                Some(Action::Read { .. } | Action::Close(_)) => {}
+                None => return,
+            }
+        }
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.leave();
+        self.gateway.metrics.sessions.dec();
+    }
+}

@@ -1,0 +1,156 @@
+//! What a client may ask for. **Invariant:** every refusal names its limit and says when to come back.
+
+use chappe_protocol::close::{ErrorFrame, ErrorScope};
+use chappe_protocol::frame::{Limits, Submit};
+use chappe_protocol::id::SubmitId;
+use chappe_protocol::time::Time;
+
+/// Tokens that come back at a steady rate.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bucket {
+    /// Thousandths of a token.
+    tokens: u64,
+    at: Time,
+}
+
+impl Bucket {
+    /// A full bucket.
+    pub(crate) fn full(now: Time, burst: u32) -> Self {
+        Self { tokens: u64::from(burst) * 1000, at: now }
+    }
+
+    /// Takes one token; otherwise says in how many milliseconds there will be one.
+    pub(crate) fn take(&mut self, now: Time, per_second: u32, burst: u32) -> Result<(), u32> {
+        let gained = (now - self.at).0.saturating_mul(u64::from(per_second));
+        self.tokens = self.tokens.saturating_add(gained).min(u64::from(burst) * 1000);
+        self.at = self.at.max(now);
+        if self.tokens >= 1000 {
+            self.tokens -= 1000;
+            return Ok(());
+        }
+        let wait = (1000 - self.tokens).div_ceil(u64::from(per_second).max(1));
+        Err(u32::try_from(wait).unwrap_or(u32::MAX))
+    }
+}
+
+/// What to do about a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Go on.
+    Within,
+    /// Go on, and tell the client once that it is too fast.
+    Warn {
+        /// Wait so long.
+        retry_after_ms: u32,
+    },
+    /// Too fast already, and told so.
+    Beyond,
+    /// It goes on for too long: close.
+    Close,
+}
+
+/// Frames of one connection: `frames_per_second_max` sustained, `frames_burst_max` at once. What exceeds them is still
+/// served, so that no order is broken, until the excess is one more burst.
+#[derive(Debug)]
+pub(crate) struct FrameRate {
+    bucket: Bucket,
+    excess: u32,
+}
+
+impl FrameRate {
+    pub(crate) fn new(now: Time, limits: &Limits) -> Self {
+        Self { bucket: Bucket::full(now, limits.frames_burst_max), excess: 0 }
+    }
+
+    pub(crate) fn on_frame(&mut self, now: Time, limits: &Limits) -> Verdict {
+        match self.bucket.take(now, limits.frames_per_second_max, limits.frames_burst_max) {
+            Ok(()) => {
+                self.excess = self.excess.saturating_sub(1);
+                Verdict::Within
+            }
+            Err(retry_after_ms) => {
+                self.excess += 1;
+                if self.excess > limits.frames_burst_max {
+                    Verdict::Close
+                } else if self.excess == 1 {
+                    Verdict::Warn { retry_after_ms }
+                } else {
+                    Verdict::Beyond
+                }
+            }
+        }
+    }
+}
+
+/// A limit that was hit: its name in `Limits`, and when to come back (0: never with the same frame).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hit {
+    pub(crate) name: &'static str,
+    pub(crate) retry_after_ms: u32,
+}
+
+/// Checks a submit against what `Welcome` told, with `in_flight` submits unanswered.
+pub(crate) fn check_submit(submit: &Submit, limits: &Limits, in_flight: usize) -> Result<(), Hit> {
+    let never = |name| Err(Hit { name, retry_after_ms: 0 });
+    if submit.payloads.iter().any(|payload| payload.len() > limits.envelope_bytes_max as usize) {
+        return never("envelope_bytes_max");
+    }
+    if submit.targets.len() > limits.targets_max as usize {
+        return never("targets_max");
+    }
+    if submit.ttl > limits.ttl_max {
+        return never("ttl_max");
+    }
+    if in_flight >= limits.submits_in_flight_max as usize {
+        return Err(Hit { name: "submits_in_flight_max", retry_after_ms: 100 });
+    }
+    Ok(())
+}
+
+/// The error that tells a client of a limit.
+pub(crate) fn limit_error(hit: Hit, submit: Option<SubmitId>) -> ErrorFrame {
+    ErrorFrame {
+        code: "limit".to_owned(),
+        message: format!("the limit {} was exceeded", hit.name),
+        retryable: hit.retry_after_ms > 0,
+        limit_name: hit.name.to_owned(),
+        retry_after_ms: hit.retry_after_ms,
+        scope: if submit.is_some() { ErrorScope::Submit } else { ErrorScope::Frame },
+        submit_id: submit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let mut bucket = Bucket::full(Time(0), 3);
+        for _ in 0..3 {
+            assert_eq!(bucket.take(Time(0), 10, 3), Ok(()));
+        }
+        assert_eq!(bucket.take(Time(0), 10, 3), Err(100));
+        assert_eq!(bucket.take(Time(99), 10, 3), Err(1));
+        assert_eq!(bucket.take(Time(100), 10, 3), Ok(()));
+        assert_eq!(bucket.take(Time(1_000_000), 10, 3), Ok(()));
+    }
+
+    #[test]
+    fn a_flood_is_warned_once_and_then_closed() {
+        let limits = Limits::default();
+        let mut rate = FrameRate::new(Time(0), &limits);
+        let verdicts: Vec<Verdict> = (0..500).map(|_| rate.on_frame(Time(0), &limits)).collect();
+        assert!(verdicts[..200].iter().all(|v| *v == Verdict::Within));
+        assert_eq!(verdicts[200], Verdict::Warn { retry_after_ms: 20 });
+        assert!(verdicts[201..400].iter().all(|v| *v == Verdict::Beyond));
+        assert_eq!(verdicts[400], Verdict::Close);
+    }
+
+    #[test]
+    fn the_sustained_rate_is_never_closed() {
+        let limits = Limits::default();
+        let mut rate = FrameRate::new(Time(0), &limits);
+        assert!((0..10_000).all(|n| rate.on_frame(Time(n * 20), &limits) == Verdict::Within));
+    }
+}

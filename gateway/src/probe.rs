@@ -1,0 +1,138 @@
+//! What a lost doorbell would have said: known heads are compared with the routers' at intervals, leases are renewed.
+//! **Invariant:** a mailbox's growth is noticed within one probe, whatever became of its doorbells.
+
+use crate::doorbells::tell_news;
+use crate::shared::Gateway;
+use chappe_protocol::close::CloseCode;
+use chappe_protocol::id::{MailboxId, Seq};
+use chappe_protocol::internode::{Probe, ProbeReply, Reply, Request};
+use chappe_protocol::time::{Millis, Time, UnixMillis};
+use chappe_router::presence::LEASE_MS;
+
+/// Mailboxes of one probe.
+const BATCH_MAX: usize = 500;
+/// A probe out of turn comes at most so often.
+const OUT_OF_TURN_MIN: Millis = Millis::from_secs(5);
+
+/// What the probes know.
+struct State {
+    /// The store's clock at the last round whose probes were all answered.
+    as_of: Option<UnixMillis>,
+    outright_due: Time,
+}
+
+/// Probes until dropped.
+pub(crate) async fn run(gateway: &Gateway) {
+    let config = &gateway.config;
+    let mut state = State {
+        as_of: None,
+        outright_due: gateway.world.now() + around(gateway, config.probe_outright_every),
+    };
+    loop {
+        let pause = Millis(around(gateway, config.probe_every).0.saturating_sub(OUT_OF_TURN_MIN.0));
+        tokio::select! {
+            biased;
+            () = gateway.probe_now.notified() => {}
+            () = tokio::time::sleep(pause.to_std()) => {}
+        }
+        #[cfg(feature = "testing")]
+        if gateway.has_bug(crate::faults::Bug::SkipProbe) {
+            continue;
+        }
+        round(gateway, &mut state).await;
+        tokio::time::sleep(OUT_OF_TURN_MIN.to_std()).await;
+    }
+}
+
+/// Two thirds to four thirds of a time: the gateways of a cluster do not beat together.
+fn around(gateway: &Gateway, every: Millis) -> Millis {
+    Millis(every.0 * 2 / 3 + gateway.world.random_below(every.0 * 2 / 3 + 1))
+}
+
+/// Asks about every mailbox that has a session here.
+async fn round(gateway: &Gateway, state: &mut State) {
+    let now = gateway.world.now();
+    let outright = now >= state.outright_due;
+    if outright {
+        state.outright_due = now + around(gateway, gateway.config.probe_outright_every);
+    }
+    let asked_as_of = if outright { None } else { state.as_of };
+    let mut next_as_of: Option<UnixMillis> = None;
+    let mut whole = true;
+    let mut after = None;
+    loop {
+        let known = gateway.registry.heads_after(after, BATCH_MAX);
+        let Some((last, _)) = known.last().copied() else { break };
+        after = Some(last);
+        match ask(gateway, asked_as_of, known).await {
+            Some(as_of) => next_as_of = Some(next_as_of.map_or(as_of, |before| before.min(as_of))),
+            None => whole = false,
+        }
+    }
+    if whole && let Some(as_of) = next_as_of {
+        state.as_of = Some(as_of);
+    }
+}
+
+/// One batch; returns the store's clock at the answer.
+async fn ask(
+    gateway: &Gateway,
+    as_of: Option<UnixMillis>,
+    known: Vec<(MailboxId, Seq)>,
+) -> Option<UnixMillis> {
+    let (first, _) = *known.first()?;
+    gateway.metrics.probes_total.inc();
+    let request = Request::Probe(Probe { as_of, known });
+    match gateway.links.request(first, request, gateway.config.request_budget).await {
+        Ok(Reply::Probe(reply)) => {
+            tell(gateway, &reply);
+            Some(reply.as_of)
+        }
+        Ok(Reply::Submit(_) | Reply::Ephemeral | Reply::Base(_) | Reply::Attached | Reply::Unavailable)
+        | Err(_) => {
+            gateway.metrics.probe_failed_total.inc();
+            None
+        }
+    }
+}
+
+fn tell(gateway: &Gateway, reply: &ProbeReply) {
+    for news in &reply.news {
+        let mut grew = false;
+        for handle in gateway.registry.of(news.mailbox) {
+            if handle.known_head() < news.head {
+                grew = true;
+                handle.raise_head(news.head);
+            }
+        }
+        if grew {
+            gateway.metrics.probe_news_total.inc();
+        }
+        for device in &news.devices {
+            tell_news(gateway, news.mailbox, device);
+        }
+    }
+}
+
+/// Renews the leases of all main sessions until dropped. A lease that was lost to a newer session ends the older one.
+pub(crate) async fn renew_leases(gateway: &Gateway) {
+    let every = Millis(LEASE_MS / 3);
+    loop {
+        tokio::time::sleep(every.to_std()).await;
+        let mut after = None;
+        loop {
+            let (handles, last) = gateway.registry.mains_after(after, BATCH_MAX);
+            let Some(last) = last else { break };
+            after = Some(last);
+            let leases: Vec<_> = handles.iter().map(|handle| handle.lease(gateway.config.id)).collect();
+            let kept = gateway.presence.lease(&leases).await;
+            for (handle, kept) in handles.iter().zip(kept) {
+                #[cfg(feature = "testing")]
+                let kept = kept || gateway.has_bug(crate::faults::Bug::IgnoreSupersede);
+                if !kept {
+                    handle.close(CloseCode::ConnectedElsewhere);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What all tasks of a gateway share. **Invariant:** every map in it is bounded.
+
+use crate::bases::Bases;
+use crate::config::{GatewayConfig, Parts};
+use crate::cursors::Cursors;
+use crate::limits::Bucket;
+use crate::metrics::GatewayMetrics;
+use crate::reads::Reads;
+use crate::registry::Registry;
+use crate::resume::ResumeKey;
+use crate::timers::Timers;
+use crate::users::Users;
+use crate::{TlsSource, TokenVerifier};
+use chappe_protocol::internode::Doorbell;
+use chappe_protocol::world::World;
+use chappe_router::links::Links;
+use chappe_router::presence::Presence;
+use chappe_storage::Store;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(crate) struct Gateway {
+    pub(crate) config: GatewayConfig,
+    pub(crate) world: Arc<dyn World>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) links: Arc<dyn Links>,
+    pub(crate) presence: Arc<dyn Presence>,
+    pub(crate) verifier: Arc<TokenVerifier>,
+    pub(crate) tls: Option<Arc<dyn TlsSource>>,
+    pub(crate) metrics: Arc<GatewayMetrics>,
+    pub(crate) resume: ResumeKey,
+    pub(crate) registry: Registry,
+    pub(crate) timers: Timers,
+    pub(crate) users: Users,
+    pub(crate) bases: Arc<Bases>,
+    pub(crate) reads: Reads,
+    pub(crate) cursors: Cursors,
+    pub(crate) tasks: TaskTracker,
+    /// Everything ends where it is: the gateway was dropped, or its drain took too long.
+    pub(crate) killed: CancellationToken,
+    /// No new sessions.
+    pub(crate) drain: CancellationToken,
+    /// Ask the routers what is new, now.
+    pub(crate) probe_now: Notify,
+    /// Sockets from admission to their end.
+    pub(crate) connections: AtomicUsize,
+    pub(crate) admission: Mutex<Bucket>,
+}
+
+impl Gateway {
+    /// Splits off the doorbells, which one task owns.
+    pub(crate) fn new(
+        config: GatewayConfig,
+        parts: Parts,
+        drain: CancellationToken,
+    ) -> (Arc<Self>, mpsc::Receiver<Doorbell>) {
+        let Parts { world, store, links, presence, bells, verifier, tls, metrics } = parts;
+        let admission = Mutex::new(Bucket::full(world.now(), config.handshakes_burst));
+        let gateway = Self {
+            resume: ResumeKey::new(&config.resume_key),
+            cursors: Cursors::new(Arc::clone(&store), Arc::clone(&metrics)),
+            reads: Reads::new(Arc::clone(&store), Arc::clone(&metrics)),
+            config,
+            world,
+            store,
+            links,
+            presence,
+            verifier,
+            tls,
+            metrics,
+            registry: Registry::default(),
+            timers: Timers::default(),
+            users: Users::default(),
+            bases: Arc::default(),
+            tasks: TaskTracker::new(),
+            killed: CancellationToken::new(),
+            drain,
+            probe_now: Notify::new(),
+            connections: AtomicUsize::new(0),
+            admission,
+        };
+        (Arc::new(gateway), bells)
+    }
+
+    /// Whether a test has planted this.
+    #[cfg(feature = "testing")]
+    pub(crate) fn has_bug(&self, bug: crate::faults::Bug) -> bool {
+        self.config.bug == Some(bug)
+    }
+
+    pub(crate) fn random_u32(&self) -> u32 {
+        let mut bytes = [0; 4];
+        self.world.fill_random(&mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+}

@@ -1,0 +1,323 @@
+//! The submits of one connection on their way to the routers. **Invariant:** what got no answer is *unknown*, never
+//! *unavailable*; only what certainly was not done may be called so.
+
+use crate::bases::{Base, Bases};
+use crate::lanes::{Batch, Finished, LaneList, Lanes};
+use crate::shared::Gateway;
+use bytes::Bytes;
+use chappe_protocol::envelope::Sender;
+use chappe_protocol::frame::Submit;
+use chappe_protocol::id::{EnvelopeId, MailboxId, UserId};
+use chappe_protocol::internode::{
+    self, EntryResult, EphemeralSubmit, Outcome, Reply, Request, SubmitEntry, SubmitList,
+};
+use chappe_protocol::time::{Millis, Time};
+use chappe_router::links::LinkError;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt, stream};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// Names looked up, or head buckets asked for, at the same time for one request.
+const LOOKUPS_MAX: usize = 16;
+/// Ephemeral submits under way per connection; beyond it they are dropped.
+const EPHEMERALS_MAX: usize = 16;
+
+/// A batch and, per list, one result per entry. `None` of it: an ephemeral submit.
+type Sent = (Batch, Vec<Vec<EntryResult>>);
+
+/// The lanes and the requests that are out.
+pub(crate) struct Submits {
+    gateway: Arc<Gateway>,
+    sender: Sender,
+    lanes: Lanes,
+    running: FuturesUnordered<BoxFuture<'static, Option<Sent>>>,
+    ephemerals: usize,
+    gauged: (usize, usize),
+}
+
+impl Submits {
+    pub(crate) fn new(gateway: Arc<Gateway>, sender: Sender) -> Self {
+        let running = FuturesUnordered::new();
+        Self { gateway, sender, lanes: Lanes::default(), running, ephemerals: 0, gauged: (0, 0) }
+    }
+
+    /// Takes a submit whose limits were checked.
+    pub(crate) fn admit(&mut self, now: Time, submit: Submit) {
+        self.gateway.metrics.submits_total.inc();
+        self.lanes.admit(now, submit);
+        self.start();
+    }
+
+    /// Takes an ephemeral submit; `false` if too many are under way.
+    pub(crate) fn admit_ephemeral(&mut self, submit: Submit) -> bool {
+        if self.ephemerals >= EPHEMERALS_MAX {
+            return false;
+        }
+        self.ephemerals += 1;
+        let work = send_ephemeral(Arc::clone(&self.gateway), self.sender.clone(), submit);
+        self.running.push(work.map(|()| None).boxed());
+        true
+    }
+
+    /// Submits that are not answered.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.lanes.jobs()
+    }
+
+    /// Their payload bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.lanes.bytes()
+    }
+
+    /// Nothing is left to remember.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.lanes.is_idle()
+    }
+
+    /// Whether anything is under way.
+    pub(crate) fn is_working(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// Drives the requests; ready when one of them ended.
+    pub(crate) fn poll_work(&mut self, now: Time, cx: &mut Context<'_>) -> Poll<()> {
+        match self.running.poll_next_unpin(cx) {
+            Poll::Ready(Some(Some((batch, results)))) => {
+                self.lanes.on_results(now, batch, results);
+                self.start();
+                Poll::Ready(())
+            }
+            Poll::Ready(Some(None)) => {
+                self.ephemerals -= 1;
+                Poll::Ready(())
+            }
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// The next submit that is answered in full.
+    pub(crate) fn poll_finished(&mut self) -> Option<Finished> {
+        self.lanes.poll_finished()
+    }
+
+    fn start(&mut self) {
+        while let Some(batch) = self.lanes.poll_batch() {
+            let work = send(Arc::clone(&self.gateway), self.sender.clone(), batch);
+            self.running.push(work.map(Some).boxed());
+        }
+        self.measure(self.lanes.entries(), self.lanes.bytes());
+    }
+
+    fn measure(&mut self, entries: usize, bytes: usize) {
+        let delta = |new: usize, old: usize| {
+            i64::try_from(new).unwrap_or(i64::MAX) - i64::try_from(old).unwrap_or(i64::MAX)
+        };
+        self.gateway.metrics.submit_entries.add(delta(entries, self.gauged.0));
+        self.gateway.metrics.submit_bytes.add(delta(bytes, self.gauged.1));
+        self.gauged = (entries, bytes);
+    }
+}
+
+impl Drop for Submits {
+    fn drop(&mut self) {
+        self.measure(0, 0);
+    }
+}
+
+/// Resolves, finds bases and sends; per list one result per entry.
+async fn send(gateway: Arc<Gateway>, sender: Sender, batch: Batch) -> Sent {
+    let deadline = gateway.world.now() + gateway.config.request_budget;
+    let resolved = resolve(&gateway, batch.lists.iter().map(|list| list.user.clone()).collect()).await;
+    let mut results: Vec<Vec<EntryResult>> = Vec::with_capacity(batch.lists.len());
+    let mut sent: Vec<(usize, MailboxId)> = Vec::new();
+    for (index, (list, found)) in batch.lists.iter().zip(resolved).enumerate() {
+        results.push(match found {
+            Ok(mailbox) => {
+                sent.push((index, mailbox));
+                Vec::new()
+            }
+            Err(outcome) => same(list, None, &outcome),
+        });
+    }
+    if let Some((_, first)) = sent.first().copied() {
+        let lists: Vec<(&LaneList, MailboxId)> =
+            sent.iter().filter_map(|(index, mailbox)| Some((batch.lists.get(*index)?, *mailbox))).collect();
+        let request = request(&gateway, sender, &lists, deadline).await;
+        let budget = deadline - gateway.world.now();
+        let asked_at = gateway.world.now();
+        let reply = if budget == Millis(0) {
+            Err(LinkError::NoRouter)
+        } else {
+            gateway.links.request(first, Request::Submit(request), budget).await
+        };
+        let answers = settle(&gateway, asked_at, &lists, reply);
+        for ((index, _), answer) in sent.into_iter().zip(answers) {
+            if let Some(place) = results.get_mut(index) {
+                *place = answer;
+            }
+        }
+    }
+    (batch, results)
+}
+
+/// The mailboxes of these users, or what becomes of entries for them.
+async fn resolve(gateway: &Arc<Gateway>, users: Vec<UserId>) -> Vec<Result<MailboxId, Outcome>> {
+    let now = gateway.world.now();
+    let lookups = users.into_iter().map(|user| {
+        let gateway = Arc::clone(gateway);
+        async move {
+            match gateway.users.find(&*gateway.store, now, &user).await {
+                Ok(Some(mailbox)) => Ok(mailbox),
+                Ok(None) => Err(Outcome::UnknownUser),
+                Err(_) => Err(Outcome::Unavailable),
+            }
+        }
+        .boxed()
+    });
+    stream::iter(lookups.collect::<Vec<_>>()).buffered(LOOKUPS_MAX).collect().await
+}
+
+/// The request for these lists, each with its base; notes what is transmitted for the first time.
+async fn request(
+    gateway: &Arc<Gateway>,
+    sender: Sender,
+    lists: &[(&LaneList, MailboxId)],
+    deadline: Time,
+) -> internode::Submit {
+    let missing: Vec<MailboxId> = lists
+        .iter()
+        .filter(|(list, mailbox)| base_of(&gateway.bases, gateway.world.now(), list, *mailbox) == Base::Ask)
+        .map(|(_, mailbox)| *mailbox)
+        .collect();
+    let asks = missing.into_iter().map(|mailbox| ask_base(Arc::clone(gateway), mailbox, deadline).boxed());
+    stream::iter(asks.collect::<Vec<_>>()).buffered(LOOKUPS_MAX).for_each(|()| async {}).await;
+    let mut payloads: Vec<Bytes> = Vec::new();
+    let mut places: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+    let now = gateway.world.now();
+    let lists = lists.iter().map(|(list, mailbox)| {
+        let base = match base_of(&gateway.bases, now, list, *mailbox) {
+            Base::Known(base) => base,
+            Base::Ask => None,
+        };
+        if let Some(base) = base {
+            let firsts = list.entries.iter().filter(|entry| entry.attempt <= 1);
+            gateway.bases.transmitted(*mailbox, base, firsts.map(|entry| entry.submit_id));
+        }
+        let entries = list.entries.iter().map(|entry| {
+            // One payload of a submit for many mailboxes is one allocation: the same address, sent once.
+            let address = (entry.payload.as_ptr() as usize, entry.payload.len());
+            let payload = *places.entry(address).or_insert_with(|| {
+                payloads.push(entry.payload.clone());
+                payloads.len() - 1
+            });
+            SubmitEntry {
+                submit_id: entry.submit_id,
+                number: entry.number,
+                devices: entry.devices.clone(),
+                device_set_version: entry.device_set_version,
+                payload,
+                ttl: entry.ttl,
+                urgency: entry.urgency,
+            }
+        });
+        SubmitList { mailbox: *mailbox, base, entries: entries.collect() }
+    });
+    let lists = lists.collect();
+    internode::Submit { sender, budget: deadline - now, payloads, lists }
+}
+
+fn base_of(bases: &Bases, now: Time, list: &LaneList, mailbox: MailboxId) -> Base {
+    bases.of(now, mailbox, list.entries.iter().map(|entry| (entry.submit_id, entry.attempt)))
+}
+
+/// Learns a head bucket; without an answer the router looks back, which is slower and as safe.
+async fn ask_base(gateway: Arc<Gateway>, mailbox: MailboxId, deadline: Time) {
+    let now = gateway.world.now();
+    let reply = gateway.links.request(mailbox, Request::Base(mailbox), deadline - now).await;
+    if let Ok(Reply::Base(bucket)) = reply {
+        gateway.bases.learn(now, mailbox, bucket);
+    }
+}
+
+/// What a router's answer means for each entry.
+fn settle(
+    gateway: &Gateway,
+    asked_at: Time,
+    lists: &[(&LaneList, MailboxId)],
+    reply: Result<Reply, LinkError>,
+) -> Vec<Vec<EntryResult>> {
+    let all =
+        |outcome: Outcome| lists.iter().map(|(list, mailbox)| same(list, Some(*mailbox), &outcome)).collect();
+    let replies = match reply {
+        Ok(Reply::Submit(replies)) => replies,
+        Ok(Reply::Unavailable) | Err(LinkError::NoRouter) => return all(Outcome::Unavailable),
+        Err(LinkError::Timeout)
+        | Ok(Reply::Ephemeral | Reply::Probe(_) | Reply::Base(_) | Reply::Attached) => {
+            return all(Outcome::Unknown);
+        }
+    };
+    let mut replies = replies.into_iter();
+    let answers = lists.iter().map(|(list, mailbox)| {
+        let Some(reply) = replies.next().filter(|reply| reply.mailbox == *mailbox) else {
+            return same(list, Some(*mailbox), &Outcome::Unknown);
+        };
+        if let Some(bucket) = reply.head_bucket {
+            gateway.bases.learn(asked_at, *mailbox, bucket);
+        }
+        for (entry, result) in list.entries.iter().zip(&reply.results) {
+            if result.outcome.is_decided() {
+                gateway.bases.decided(*mailbox, entry.submit_id);
+            }
+            if result.outcome == Outcome::UnknownUser {
+                gateway.users.forget(&list.user);
+            }
+        }
+        reply.results
+    });
+    answers.collect()
+}
+
+/// The same fate for every entry of a list.
+fn same(list: &LaneList, mailbox: Option<MailboxId>, outcome: &Outcome) -> Vec<EntryResult> {
+    let id =
+        |submit, number| mailbox.map_or(EnvelopeId::default(), |m| EnvelopeId::derive(submit, m, number));
+    list.entries
+        .iter()
+        .map(|entry| EntryResult { envelope_id: id(entry.submit_id, entry.number), outcome: outcome.clone() })
+        .collect()
+}
+
+/// Best effort: who cannot be found is left out, and nothing is answered.
+async fn send_ephemeral(gateway: Arc<Gateway>, sender: Sender, submit: Submit) {
+    let users = submit.targets.iter().map(|target| target.user.clone()).collect();
+    let found = resolve(&gateway, users).await;
+    let targets: Vec<_> = submit
+        .targets
+        .into_iter()
+        .zip(found)
+        .filter_map(|(target, found)| Some((found.ok()?, target.devices, target.payload)))
+        .collect();
+    let Some((first, _, _)) = targets.first() else { return };
+    let (first, budget) = (*first, gateway.config.request_budget);
+    let payloads = submit.payloads;
+    let request = EphemeralSubmit { sender, targets, payloads, urgency: submit.urgency };
+    // Best effort: an ephemeral that is lost is lost.
+    drop(gateway.links.request(first, Request::Ephemeral(request), budget).await);
+}
+
+/// An outcome as a metric's label.
+pub(crate) fn outcome_word(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Accepted => "accepted",
+        Outcome::UnknownUser => "unknown_user",
+        Outcome::NoDevice => "no_device",
+        Outcome::DevicesChanged { .. } => "devices_changed",
+        Outcome::Quota => "quota",
+        Outcome::Unavailable => "unavailable",
+        Outcome::NotAttempted => "not_attempted",
+        Outcome::Unknown => "unknown",
+    }
+}
