@@ -371,3 +371,13 @@ impl Session {
         self.writes.touch(now, self.cursor(), self.config.advance_every);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Session;
+
+    #[test]
+    fn a_session_is_small() {
+        assert!(size_of::<Session>() <= 400, "{} bytes", size_of::<Session>());
+    }
+}

@@ -174,7 +174,10 @@ impl Delivery {
         }
         match page.end {
             PageEnd::Head(head) => self.raise_head(head),
-            PageEnd::Truncated(to) if to > self.walked => {
+            // Without room for it, the next read finds it out again.
+            PageEnd::Truncated(to)
+                if to > self.walked && self.fits(self.held().0, self.held().1, 1, limits) =>
+            {
                 self.truncate(self.walked.next(), to, TruncatedReason::Trimmed);
             }
             PageEnd::Truncated(_) | PageEnd::Limit => {}
