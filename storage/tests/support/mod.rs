@@ -1,6 +1,8 @@
 //! What the tests of the embedded store share: a world, entries, and one mailbox's appends by hand.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod disk;
+
 use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, Sender, Urgency};
 use chappe_protocol::id::{Bucket, DeviceId, EnvelopeId, MailboxId, Seq, UserId};

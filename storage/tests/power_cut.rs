@@ -1,0 +1,75 @@
+//! Power cuts: whatever subset of the unsynced writes the disk kept, in whatever order, torn or whole, no accepted entry is lost.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
+
+mod support;
+
+use chappe_storage::embedded::{EmbeddedConfig, EmbeddedRows};
+use chappe_storage::rows::Rows;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use std::sync::Arc;
+use support::disk::SimFile;
+use support::{Clock, append, dense, entry, partition};
+
+const SEEDS: u64 = 220;
+
+/// Writes until the power goes at a random change; `Err` says what was lost.
+async fn one_life(seed: u64, sync: bool) -> Result<(), String> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let file = SimFile::new(Vec::new(), seed);
+    let mut config = EmbeddedConfig::default();
+    config.sync = sync;
+    let mut accepted = [0_u64; 4];
+    // Some seeds live through two cuts of one file.
+    let mut image = Vec::new();
+    for life in 0..rng.random_range(1..=2) {
+        let file = if life == 0 { Arc::clone(&file) } else { SimFile::new(image, seed + life) };
+        let rows = EmbeddedRows::open_layer(file.clone(), Clock::new(seed), config)
+            .map_err(|error| error.to_string())?;
+        file.cut_after(rng.random_range(0..120));
+        let mut tries = 0;
+        while !file.is_cut() && tries < 400 {
+            tries += 1;
+            let mailbox = rng.random_range(0..4_u8);
+            let of = partition(mailbox, 0);
+            let top = rows.head(of).await.map_err(|error| error.to_string())?.map_or(0, |head| head.seq.0);
+            let count = rng.random_range(1..=3);
+            let size = if rng.random_bool(0.1) { 9000 } else { 200 };
+            let entries: Vec<_> = (top + 1..=top + count).map(|seq| entry(mailbox, seq, size)).collect();
+            let answer = append(&rows, of, top, &entries).await;
+            // Looked at after the answer: a cut seen later cannot have come before it.
+            if answer.is_ok() && !file.is_cut() {
+                accepted[usize::from(mailbox)] = top + count;
+            }
+        }
+        image = file.image();
+    }
+    let after = SimFile::new(image, seed);
+    let rows = EmbeddedRows::open_layer(after, Clock::new(seed), EmbeddedConfig::default());
+    let rows = rows.map_err(|error| format!("does not open: {error}"))?;
+    for (mailbox, accepted) in (0_u8..).zip(accepted) {
+        let there = dense(&rows, mailbox).await;
+        if there < accepted {
+            return Err(format!("mailbox {mailbox}: {accepted} accepted, {there} there"));
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_accepted_entry_is_lost() {
+    for seed in 0..SEEDS {
+        if let Err(lost) = one_life(seed, true).await {
+            panic!("seed {seed}: {lost}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_sync_is_caught() {
+    let mut caught = 0;
+    for seed in 0..20 {
+        caught += u32::from(one_life(seed, false).await.is_err());
+    }
+    assert!(caught >= 10, "only {caught} of 20 seeds saw a store without syncs");
+}
