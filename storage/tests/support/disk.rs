@@ -141,7 +141,7 @@ impl State {
                         }
                     }
                 }
-                whole => apply(&mut image, &whole),
+                whole @ (Change::Write(..) | Change::Length(_)) => apply(&mut image, &whole),
             }
         }
         self.image = Some(image);
@@ -183,7 +183,9 @@ impl StorageBackend for SimFile {
             state.cut();
         }
         state.syncs += 1;
-        state.synced = state.seen.clone();
+        let seen = std::mem::take(&mut state.seen);
+        state.synced.clone_from(&seen);
+        state.seen = seen;
         state.unsynced.clear();
         Ok(())
     }

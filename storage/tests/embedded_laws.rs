@@ -1,0 +1,42 @@
+//! The laws, on the embedded store; a restart closes the directory and opens it again.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+
+use async_trait::async_trait;
+use chappe_protocol::world::World;
+use chappe_storage::conformance::Backend;
+use chappe_storage::embedded::{EmbeddedConfig, EmbeddedRows};
+use std::sync::Arc;
+use tempfile::TempDir;
+
+struct Embedded {
+    rows: Arc<EmbeddedRows>,
+    directory: TempDir,
+}
+
+impl Embedded {
+    fn at(directory: TempDir, world: Arc<dyn World>) -> Self {
+        let rows = EmbeddedRows::open(directory.path(), world, EmbeddedConfig::default()).unwrap();
+        Self { rows: Arc::new(rows), directory }
+    }
+}
+
+#[async_trait]
+impl Backend for Embedded {
+    type Rows = EmbeddedRows;
+
+    async fn open(world: Arc<dyn World>) -> Self {
+        Self::at(tempfile::tempdir().unwrap(), world)
+    }
+
+    fn rows(&self) -> Arc<EmbeddedRows> {
+        self.rows.clone()
+    }
+
+    async fn reopen(self, world: Arc<dyn World>) -> Self {
+        let rows = Arc::into_inner(self.rows).expect("a law has dropped its logs before a restart");
+        drop(rows);
+        Self::at(self.directory, world)
+    }
+}
+
+chappe_storage::conformance!(Embedded);
