@@ -177,6 +177,7 @@ impl EmbeddedRows {
             queue,
             batch_writes_max: config.batch_writes_max.max(1),
             batch_bytes_max: config.batch_bytes_max,
+            last_writes: 0,
             batch: opened.batch,
             expiry_at: Time::default(),
             reopen: Committer::reopen_at_once(),

@@ -19,6 +19,8 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 const IDLE: Duration = Duration::from_secs(1);
 /// The same by the world's clock, while there are writes.
 const EXPIRY_MS: Millis = Millis(1000);
+/// How long a batch waits for the next of the writers that shared the one before.
+const GAP: Duration = Duration::from_micros(200);
 /// After the first and after every failed attempt to open the file again; doubles up to the second.
 const REOPEN_MS: (u64, u64) = (250, 15_000);
 
@@ -100,6 +102,8 @@ pub(super) struct Committer {
     pub(super) queue: Receiver<Queued>,
     pub(super) batch_writes_max: usize,
     pub(super) batch_bytes_max: usize,
+    /// Writes in the batch before.
+    pub(super) last_writes: usize,
     /// The number of the last batch that is in the file.
     pub(super) batch: u64,
     /// When to look for what has ended.
@@ -139,8 +143,9 @@ impl Committer {
             bytes += job.bytes;
             jobs.push(job);
             let full = jobs.len() >= self.batch_writes_max || bytes >= self.batch_bytes_max;
-            next = if full { None } else { self.queue.try_recv().ok() };
+            next = if full { None } else { self.next_write(jobs.len()) };
         }
+        self.last_writes = jobs.len();
         let now = self.shared.world.now();
         if !self.shared.is_open() && !self.open_again(now) {
             answer(jobs, &Err(StoreError::Unavailable("the disk refuses writes".into())));
@@ -169,6 +174,17 @@ impl Committer {
         answer(jobs, &verdict);
     }
 
+    /// The next write of this batch. Those who were answered together come back together: while fewer are here than last
+    /// time, a short gap is waited out, so that one sync serves all of them. A lone writer never waits.
+    fn next_write(&self, taken: usize) -> Option<Queued> {
+        let waiting = self.queue.try_recv().ok();
+        if waiting.is_some() || taken >= self.last_writes {
+            waiting
+        } else {
+            self.queue.recv_timeout(GAP).ok()
+        }
+    }
+
     fn is_anything_due(&self) -> bool {
         let wall = self.shared.world.wall();
         self.shared.read(|rows| expiry::is_due(rows, wall)).unwrap_or(false)
@@ -194,13 +210,14 @@ impl Committer {
                 job.work.run(&mut tables).map_err(|error| before(&error))?;
             }
             let mut housekeeping = || -> Outcome<()> {
+                tables.put(keys::BATCH, &values::number(self.batch + 1))?;
                 for (minute, mailbox) in notes {
                     tables.put(&keys::pending(*minute, *mailbox), &[])?;
                 }
                 if look {
                     more = expiry::step(&mut tables)?;
                 }
-                tables.put(keys::BATCH, &values::number(self.batch + 1))
+                Ok(())
             };
             match housekeeping() {
                 Ok(()) | Err(Failure::Damaged | Failure::Refused(_)) => {}
