@@ -1,0 +1,259 @@
+//! When to connect again, and whether. **Invariant:** pure; no reconnect without jitter, and none by itself after 4409 or a terminal code.
+
+use crate::error::ClientError;
+use chappe_protocol::close::CloseCode;
+use chappe_protocol::frame::{GoAway, Role};
+use chappe_protocol::time::{Millis, Time};
+use chappe_protocol::world::World;
+
+/// Why a connection, or the attempt to make one, ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The way was lost, or never there; for people.
+    Lost(String),
+    /// The server closed.
+    Close { code: u16, reason: String },
+    /// The server answered the handshake with an HTTP status.
+    Http { status: u16, retry_after: Millis },
+    /// The token is used up.
+    TokenExpired,
+    /// The token source has none now.
+    NoToken(String),
+    /// A GoAway's time has come.
+    Moved,
+    /// Nothing will change this.
+    Fatal(ClientError),
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Connect after so long.
+    Wait { after: Millis, why: String, token_expired: bool },
+    /// Wait for `Client::reconnect`.
+    Superseded,
+    /// A peek has seen everything.
+    Done,
+    /// Over.
+    Failed(ClientError),
+}
+
+/// The state between connections.
+#[derive(Debug, Clone)]
+pub(crate) struct Reconnect {
+    min: Millis,
+    max: Millis,
+    role: Role,
+    /// Attempts since a connection proved good.
+    attempt: u32,
+    /// From a GoAway: not before this.
+    move_at: Option<Time>,
+    /// From an error of scope connection.
+    retry_after: Millis,
+}
+
+/// A connection that stood so long was good: the backoff starts again.
+const GOOD_AFTER: Millis = Millis(5000);
+
+impl Reconnect {
+    pub(crate) fn new(min: Millis, max: Millis, role: Role) -> Self {
+        Self { min, max: Millis(max.0.max(min.0)), role, attempt: 0, move_at: None, retry_after: Millis(0) }
+    }
+
+    /// The number of the attempt that comes, from 1.
+    pub(crate) fn attempt(&self) -> u32 {
+        self.attempt.saturating_add(1)
+    }
+
+    /// A connection that was welcomed at `since` has ended.
+    pub(crate) fn stood(&mut self, since: Time, now: Time) {
+        if now - since >= GOOD_AFTER {
+            self.attempt = 0;
+        }
+    }
+
+    /// The server asks to move: returns when.
+    pub(crate) fn on_go_away(&mut self, now: Time, go_away: &GoAway, world: &dyn World) -> Time {
+        let jitter = Millis(world.random_below(go_away.jitter.0.saturating_add(1)));
+        let at = now + go_away.retry_after + jitter;
+        self.move_at = Some(at);
+        at
+    }
+
+    /// The error before a close carries a hint.
+    pub(crate) fn on_retry_after(&mut self, after: Millis) {
+        self.retry_after = after;
+    }
+
+    /// The application asks: no more waiting.
+    pub(crate) fn reset(&mut self) {
+        self.attempt = 0;
+        self.move_at = None;
+        self.retry_after = Millis(0);
+    }
+
+    /// What to do after `end`.
+    pub(crate) fn decide(&mut self, now: Time, end: End, world: &dyn World) -> Verdict {
+        let hint = std::mem::take(&mut self.retry_after);
+        let move_at = self.move_at.take();
+        match end {
+            End::Fatal(error) => Verdict::Failed(error),
+            End::Close { code, .. } if code == CloseCode::ConnectedElsewhere.code() => Verdict::Superseded,
+            End::Close { code, .. } if code == CloseCode::PeekEnded.code() && self.role == Role::Peek => Verdict::Done,
+            End::Close { code, reason } if !CloseCode::code_reconnects(code) => {
+                Verdict::Failed(ClientError::Ended { code, reason })
+            }
+            End::Close { code, reason } => {
+                let token_expired = code == CloseCode::TokenExpired.code();
+                self.wait(now, hint, move_at, format!("closed: {reason} ({code})"), token_expired, world)
+            }
+            End::TokenExpired => self.wait(now, hint, None, "the token has expired".to_owned(), true, world),
+            End::Lost(why) | End::NoToken(why) => self.wait(now, hint, move_at, why, false, world),
+            End::Http { status, retry_after } => {
+                let hint = hint.max(retry_after);
+                self.wait(now, hint, move_at, format!("refused with HTTP status {status}"), false, world)
+            }
+            End::Moved => {
+                Verdict::Wait { after: Millis(0), why: "the gateway asked to move".to_owned(), token_expired: false }
+            }
+        }
+    }
+
+    fn wait(
+        &mut self,
+        now: Time,
+        hint: Millis,
+        move_at: Option<Time>,
+        why: String,
+        token_expired: bool,
+        world: &dyn World,
+    ) -> Verdict {
+        // The GoAway has spread the clients already; its hint replaces the first backoff.
+        let after = match move_at {
+            Some(at) => at - now,
+            None => hint_with_jitter(hint, world) + self.backoff(world),
+        };
+        self.attempt = self.attempt.saturating_add(1);
+        Verdict::Wait { after, why, token_expired }
+    }
+
+    /// The least wait plus full jitter up to `min · 2^attempt`, together at most `max`.
+    fn backoff(&self, world: &dyn World) -> Millis {
+        let bound = self.min.0.saturating_mul(1 << self.attempt.min(20)).min(self.max.0 - self.min.0);
+        Millis(self.min.0 + world.random_below(bound.saturating_add(1)))
+    }
+}
+
+/// Everyone was given the same hint: a quarter of it spreads them.
+fn hint_with_jitter(hint: Millis, world: &dyn World) -> Millis {
+    Millis(hint.0.saturating_add(world.random_below(hint.0 / 4 + 1)))
+}
+
+/// The wait before an undecided submit is sent again, after its `attempt`-th transmission.
+pub(crate) fn submit_backoff(attempt: u32, world: &dyn World) -> Millis {
+    let bound = 200u64 << attempt.saturating_sub(1).min(7);
+    Millis(bound / 2 + world.random_below(bound / 2 + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Seeded;
+    use chappe_protocol::frame::GoAwayClass;
+
+    const MIN: Millis = Millis(500);
+    const MAX: Millis = Millis(20_000);
+
+    fn after(verdict: &Verdict) -> u64 {
+        match verdict {
+            Verdict::Wait { after, .. } => after.0,
+            Verdict::Superseded | Verdict::Done | Verdict::Failed(_) => panic!("no wait: {verdict:?}"),
+        }
+    }
+
+    fn close(code: u16) -> End {
+        End::Close { code, reason: "r".to_owned() }
+    }
+
+    #[test]
+    fn backoff_doubles_with_full_jitter_within_its_bounds() {
+        let mut seen = Vec::new();
+        for seed in 0..200 {
+            let world = Seeded::new(seed);
+            let mut reconnect = Reconnect::new(MIN, MAX, Role::Main);
+            for attempt in 0..12u32 {
+                let bound = (500u64 << attempt).min(MAX.0 - MIN.0) + 500;
+                let wait = after(&reconnect.decide(Time(0), End::Lost(String::new()), &world));
+                assert!((500..=bound).contains(&wait), "seed {seed} attempt {attempt}: {wait}");
+                if attempt == 11 {
+                    seen.push(wait);
+                }
+            }
+        }
+        assert!(seen.iter().any(|wait| *wait < 3000), "full jitter reaches down");
+        assert!(seen.iter().any(|wait| *wait > 17_000), "full jitter reaches up");
+    }
+
+    #[test]
+    fn backoff_starts_again_only_after_a_connection_that_stood() {
+        let world = Seeded::new(1);
+        let mut reconnect = Reconnect::new(MIN, MAX, Role::Main);
+        for _ in 0..5 {
+            reconnect.decide(Time(0), End::Lost(String::new()), &world);
+        }
+        reconnect.stood(Time(0), Time(100));
+        assert_eq!(reconnect.attempt(), 6, "a connection that fell over at once proves nothing");
+        reconnect.stood(Time(0), Time(5000));
+        assert_eq!(reconnect.attempt(), 1);
+    }
+
+    #[test]
+    fn close_codes_decide() {
+        let world = Seeded::new(2);
+        for code in [1000u16, 1001, 1006, 1011, 3000, 3001, 3004, 3008, 3499, 4000, 4401, 4499, 5000] {
+            let verdict = Reconnect::new(MIN, MAX, Role::Main).decide(Time(0), close(code), &world);
+            assert!(matches!(&verdict, Verdict::Wait { token_expired, .. } if *token_expired == (code == 4401)), "{code}");
+        }
+        for code in [3500u16, 3503, 3999, 4500, 4501, 4502, 4503, 4999] {
+            let verdict = Reconnect::new(MIN, MAX, Role::Main).decide(Time(0), close(code), &world);
+            assert!(matches!(verdict, Verdict::Failed(ClientError::Ended { code: c, .. }) if c == code), "{code}");
+        }
+        let verdict = Reconnect::new(MIN, MAX, Role::Main).decide(Time(0), close(4409), &world);
+        assert_eq!(verdict, Verdict::Superseded);
+        assert_eq!(Reconnect::new(MIN, MAX, Role::Peek).decide(Time(0), close(3008), &world), Verdict::Done);
+    }
+
+    #[test]
+    fn go_away_sets_the_time_within_its_jitter() {
+        let go_away = GoAway {
+            class: GoAwayClass::Drain,
+            retry_after: Millis(1000),
+            jitter: Millis(4000),
+            endpoints: Vec::new(),
+        };
+        let mut times = Vec::new();
+        for seed in 0..300 {
+            let world = Seeded::new(seed);
+            let mut reconnect = Reconnect::new(MIN, MAX, Role::Main);
+            let at = reconnect.on_go_away(Time(50), &go_away, &world);
+            assert!((1050..=5050).contains(&at.0), "{at:?}");
+            times.push(at.0);
+            // Closed before its time: the rest is waited out, without a backoff on top.
+            assert_eq!(after(&reconnect.decide(Time(60), close(3000), &world)), at.0 - 60);
+        }
+        assert!(times.iter().any(|at| *at < 1500) && times.iter().any(|at| *at > 4600), "spread over all of it");
+    }
+
+    #[test]
+    fn hints_of_the_server_are_a_lower_bound() {
+        for seed in 0..50 {
+            let world = Seeded::new(seed);
+            let mut reconnect = Reconnect::new(MIN, MAX, Role::Main);
+            reconnect.on_retry_after(Millis(30_000));
+            assert!(after(&reconnect.decide(Time(0), close(3005), &world)) >= 30_000);
+            assert!(after(&reconnect.decide(Time(0), close(3005), &world)) < 3000, "used once");
+            let busy = End::Http { status: 503, retry_after: Millis(7000) };
+            assert!(after(&reconnect.decide(Time(0), busy, &world)) >= 7000);
+        }
+    }
+}
