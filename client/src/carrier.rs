@@ -12,8 +12,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, ReadHalf, WriteHalf};
-use tokio::sync::mpsc;
+use tokio::io::{AsyncRead, ReadBuf, ReadHalf, WriteHalf};
+use tokio::sync::{Notify, mpsc};
 
 /// Messages that wait between the socket and the driver.
 pub(crate) const QUEUE: usize = 2;
@@ -32,7 +32,10 @@ pub(crate) enum Incoming {
     Ping(Vec<u8>),
     Pong,
     /// The last one.
-    Close { code: u16, reason: String },
+    Close {
+        code: u16,
+        reason: String,
+    },
     /// The last one; for people.
     Failed(String),
 }
@@ -51,12 +54,18 @@ pub(crate) enum Outbound {
 pub(crate) struct Meter {
     bytes: AtomicU64,
     framed: AtomicU64,
+    wake: Notify,
 }
 
 impl Meter {
     /// Bytes read so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when bytes came.
+    pub(crate) async fn changed(&self) {
+        self.wake.notified().await;
     }
 
     /// Whether part of a frame is here.
@@ -73,7 +82,11 @@ struct Metered<R> {
 }
 
 impl<R: AsyncRead + Unpin> AsyncRead for Metered<R> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         if self.rest.is_empty() {
             std::task::ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
@@ -83,6 +96,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Metered<R> {
             self.rest.advance(count);
         }
         self.meter.bytes.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        self.meter.wake.notify_one();
         Poll::Ready(Ok(()))
     }
 }
@@ -101,7 +115,11 @@ pub(crate) struct Writer {
 }
 
 /// Splits an upgraded stream.
-pub(crate) fn split(upgraded: Upgraded, message_bytes_max: usize, world: Arc<dyn World>) -> (Reader, Writer, Arc<Meter>) {
+pub(crate) fn split(
+    upgraded: Upgraded,
+    message_bytes_max: usize,
+    world: Arc<dyn World>,
+) -> (Reader, Writer, Arc<Meter>) {
     let meter = Arc::new(Meter::default());
     let (read, write) = tokio::io::split(upgraded.io);
     let read = Metered { inner: read, rest: upgraded.rest, meter: meter.clone() };

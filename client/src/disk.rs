@@ -154,7 +154,10 @@ fn parse_put(record: &[u8]) -> Option<(u64, UnixMillis, Submit)> {
     let wall = u64::from_le_bytes(record.get(9..17)?.try_into().ok()?);
     match ClientFrame::decode(Bytes::copy_from_slice(record.get(17..)?)).ok()? {
         ClientFrame::Submit(submit) => Some((order, UnixMillis(wall), submit)),
-        ClientFrame::Hello(_) | ClientFrame::Ack { .. } | ClientFrame::Ping { .. } | ClientFrame::Refresh { .. } => None,
+        ClientFrame::Hello(_)
+        | ClientFrame::Ack { .. }
+        | ClientFrame::Ping { .. }
+        | ClientFrame::Refresh { .. } => None,
     }
 }
 

@@ -38,7 +38,10 @@ impl Journal {
         file.sync_all()?;
         sync_directory(path)?;
         let file_bytes = good as u64;
-        Ok((Self { path: path.to_owned(), file, buffer: Vec::new(), file_bytes, base_bytes: file_bytes }, records))
+        Ok((
+            Self { path: path.to_owned(), file, buffer: Vec::new(), file_bytes, base_bytes: file_bytes },
+            records,
+        ))
     }
 
     /// Adds a record; durable after the next [`Journal::commit`].

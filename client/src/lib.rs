@@ -2,15 +2,26 @@
 //! **Invariant:** an accepted submit is durable; an envelope reaches the application once, in order, until acked.
 
 mod builder;
+mod carrier;
 mod client;
+mod connection;
 mod connector;
+mod disk;
 mod driver;
 mod endpoint;
 mod error;
+mod establish;
 mod event;
 mod inbox;
+mod journal;
+mod link;
+mod outbox;
 mod outgoing;
+mod reconnect;
+mod socket;
 mod state;
+#[cfg(test)]
+mod testing;
 mod token;
 mod world;
 

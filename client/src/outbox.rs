@@ -144,7 +144,13 @@ impl Outbox {
     }
 
     /// The server refused a submit as a whole.
-    pub(crate) fn on_refused(&mut self, now: Time, submit_id: SubmitId, error: &ErrorFrame, world: &dyn World) {
+    pub(crate) fn on_refused(
+        &mut self,
+        now: Time,
+        submit_id: SubmitId,
+        error: &ErrorFrame,
+        world: &dyn World,
+    ) {
         let Some(order) = self.by_id.get(&submit_id).copied() else { return };
         let Some(entry) = self.entries.get_mut(&order) else { return };
         if !error.retryable {
@@ -197,7 +203,8 @@ impl Outbox {
             self.waiting.insert((entry.not_before, order));
             return Vec::new();
         }
-        let waiting = |target: &&Target| matches!(entry.targets.get(&target.number), Some(TargetState::Waiting));
+        let waiting =
+            |target: &&Target| matches!(entry.targets.get(&target.number), Some(TargetState::Waiting));
         let free = |target: &&Target| self.lane_is_free(&target.user, order);
         entry.submit.targets.iter().filter(waiting).filter(free).map(|target| target.number).collect()
     }
@@ -234,8 +241,12 @@ impl Outbox {
         let mut frame = Submit { attempt: entry.attempts, ..entry.submit.clone() };
         frame.targets.retain(|target| numbers.contains(&target.number));
         compact_payloads(&mut frame);
-        let followers: Vec<u64> =
-            frame.targets.iter().flat_map(|target| self.lane_front(&target.user)).filter(|next| *next != order).collect();
+        let followers: Vec<u64> = frame
+            .targets
+            .iter()
+            .flat_map(|target| self.lane_front(&target.user))
+            .filter(|next| *next != order)
+            .collect();
         self.ready.extend(followers);
         self.frames.insert((frame.submit_id, frame.attempt), Flight { sent_at: now, numbers });
         Some(frame)

@@ -15,8 +15,6 @@ pub(crate) enum End {
     Close { code: u16, reason: String },
     /// The server answered the handshake with an HTTP status.
     Http { status: u16, retry_after: Millis },
-    /// The token is used up.
-    TokenExpired,
     /// The token source has none now.
     NoToken(String),
     /// A GoAway's time has come.
@@ -54,6 +52,8 @@ pub(crate) struct Reconnect {
 
 /// A connection that stood so long was good: the backoff starts again.
 const GOOD_AFTER: Millis = Millis(5000);
+/// No server sends a client away for longer.
+const HINT_MAX: Millis = Millis::from_secs(3600);
 
 impl Reconnect {
     pub(crate) fn new(min: Millis, max: Millis, role: Role) -> Self {
@@ -75,14 +75,15 @@ impl Reconnect {
     /// The server asks to move: returns when.
     pub(crate) fn on_go_away(&mut self, now: Time, go_away: &GoAway, world: &dyn World) -> Time {
         let jitter = Millis(world.random_below(go_away.jitter.0.saturating_add(1)));
-        let at = now + go_away.retry_after + jitter;
+        let jitter = Millis(jitter.0.min(HINT_MAX.0));
+        let at = now + Millis(go_away.retry_after.0.min(HINT_MAX.0)) + jitter;
         self.move_at = Some(at);
         at
     }
 
     /// The error before a close carries a hint.
     pub(crate) fn on_retry_after(&mut self, after: Millis) {
-        self.retry_after = after;
+        self.retry_after = Millis(after.0.min(HINT_MAX.0));
     }
 
     /// The application asks: no more waiting.
@@ -99,7 +100,9 @@ impl Reconnect {
         match end {
             End::Fatal(error) => Verdict::Failed(error),
             End::Close { code, .. } if code == CloseCode::ConnectedElsewhere.code() => Verdict::Superseded,
-            End::Close { code, .. } if code == CloseCode::PeekEnded.code() && self.role == Role::Peek => Verdict::Done,
+            End::Close { code, .. } if code == CloseCode::PeekEnded.code() && self.role == Role::Peek => {
+                Verdict::Done
+            }
             End::Close { code, reason } if !CloseCode::code_reconnects(code) => {
                 Verdict::Failed(ClientError::Ended { code, reason })
             }
@@ -107,14 +110,16 @@ impl Reconnect {
                 let token_expired = code == CloseCode::TokenExpired.code();
                 self.wait(now, hint, move_at, format!("closed: {reason} ({code})"), token_expired, world)
             }
-            End::TokenExpired => self.wait(now, hint, None, "the token has expired".to_owned(), true, world),
             End::Lost(why) | End::NoToken(why) => self.wait(now, hint, move_at, why, false, world),
             End::Http { status, retry_after } => {
                 let hint = hint.max(retry_after);
                 self.wait(now, hint, move_at, format!("refused with HTTP status {status}"), false, world)
             }
             End::Moved => {
-                Verdict::Wait { after: Millis(0), why: "the gateway asked to move".to_owned(), token_expired: false }
+                let why = "the gateway asked to move".to_owned();
+                // Sent away again at once: then with a backoff, so that no gateway makes a busy loop of us.
+                let move_at = (self.attempt == 0).then_some(now);
+                self.wait(now, hint, move_at, why, false, world)
             }
         }
     }
@@ -131,7 +136,7 @@ impl Reconnect {
         // The GoAway has spread the clients already; its hint replaces the first backoff.
         let after = match move_at {
             Some(at) => at - now,
-            None => hint_with_jitter(hint, world) + self.backoff(world),
+            None => Millis(hint_with_jitter(hint, world).0 + self.backoff(world).0),
         };
         self.attempt = self.attempt.saturating_add(1);
         Verdict::Wait { after, why, token_expired }
@@ -212,11 +217,17 @@ mod tests {
         let world = Seeded::new(2);
         for code in [1000u16, 1001, 1006, 1011, 3000, 3001, 3004, 3008, 3499, 4000, 4401, 4499, 5000] {
             let verdict = Reconnect::new(MIN, MAX, Role::Main).decide(Time(0), close(code), &world);
-            assert!(matches!(&verdict, Verdict::Wait { token_expired, .. } if *token_expired == (code == 4401)), "{code}");
+            assert!(
+                matches!(&verdict, Verdict::Wait { token_expired, .. } if *token_expired == (code == 4401)),
+                "{code}"
+            );
         }
         for code in [3500u16, 3503, 3999, 4500, 4501, 4502, 4503, 4999] {
             let verdict = Reconnect::new(MIN, MAX, Role::Main).decide(Time(0), close(code), &world);
-            assert!(matches!(verdict, Verdict::Failed(ClientError::Ended { code: c, .. }) if c == code), "{code}");
+            assert!(
+                matches!(verdict, Verdict::Failed(ClientError::Ended { code: c, .. }) if c == code),
+                "{code}"
+            );
         }
         let verdict = Reconnect::new(MIN, MAX, Role::Main).decide(Time(0), close(4409), &world);
         assert_eq!(verdict, Verdict::Superseded);
@@ -241,7 +252,21 @@ mod tests {
             // Closed before its time: the rest is waited out, without a backoff on top.
             assert_eq!(after(&reconnect.decide(Time(60), close(3000), &world)), at.0 - 60);
         }
-        assert!(times.iter().any(|at| *at < 1500) && times.iter().any(|at| *at > 4600), "spread over all of it");
+        assert!(
+            times.iter().any(|at| *at < 1500) && times.iter().any(|at| *at > 4600),
+            "spread over all of it"
+        );
+    }
+
+    #[test]
+    fn a_gateway_that_sends_everyone_away_at_once_makes_no_busy_loop() {
+        let world = Seeded::new(3);
+        let mut reconnect = Reconnect::new(MIN, MAX, Role::Main);
+        assert_eq!(after(&reconnect.decide(Time(0), End::Moved, &world)), 0);
+        reconnect.stood(Time(0), Time(10));
+        assert!(after(&reconnect.decide(Time(10), End::Moved, &world)) >= 500);
+        reconnect.stood(Time(10), Time(6000));
+        assert_eq!(after(&reconnect.decide(Time(6000), End::Moved, &world)), 0);
     }
 
     #[test]

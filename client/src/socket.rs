@@ -87,7 +87,8 @@ fn check_head(bytes: &[u8], key: &str) -> Result<Option<usize>, End> {
     };
     let status = response.code.unwrap_or_default();
     if status != 101 {
-        let seconds = one("retry-after").and_then(|value| std::str::from_utf8(value).ok()?.trim().parse::<u64>().ok());
+        let seconds =
+            one("retry-after").and_then(|value| std::str::from_utf8(value).ok()?.trim().parse::<u64>().ok());
         let retry_after = Millis(seconds.unwrap_or(0).saturating_mul(1000).min(RETRY_AFTER_MAX.0));
         return Err(End::Http { status, retry_after });
     }
@@ -169,6 +170,9 @@ mod tests {
         let end = End::Http { status: 503, retry_after: Millis(7000) };
         assert_eq!(check_head(head.as_bytes(), KEY), Err(end));
         let head = "HTTP/1.1 503 Busy\r\nRetry-After: 99999999999999999\r\n\r\n";
-        assert!(matches!(check_head(head.as_bytes(), KEY), Err(End::Http { retry_after: RETRY_AFTER_MAX, .. })));
+        assert!(matches!(
+            check_head(head.as_bytes(), KEY),
+            Err(End::Http { retry_after: RETRY_AFTER_MAX, .. })
+        ));
     }
 }

@@ -1,0 +1,332 @@
+//! One connection from Welcome to its end. **Invariant:** everything that can happen is a [`Happening`]; what arrives is
+//! taken only while the inbox has room; a cursor is durable before its ack is sent.
+
+use crate::carrier::{Incoming, Meter, Outbound};
+use crate::driver::{Command, Driver, sleep_until};
+use crate::error::ClientError;
+use crate::establish::Established;
+use crate::event::Event;
+use crate::link::{Link, sane};
+use crate::reconnect::End;
+use crate::state::State;
+use crate::token::{TokenError, TokenReason, expiry};
+use chappe_protocol::close::{ErrorFrame, ErrorScope};
+use chappe_protocol::frame::{ClientFrame, FrameError, Role, Secret, ServerFrame};
+use chappe_protocol::time::{Millis, Time, UnixMillis};
+use std::pin::Pin;
+use tokio::sync::mpsc::Permit;
+
+/// A failed renewal of the token is tried again after this.
+const REFRESH_RETRY: Millis = Millis::from_secs(15);
+
+type Renewal = Pin<Box<dyn Future<Output = Result<String, TokenError>> + Send>>;
+
+/// What wakes the loop.
+enum Happening<'a> {
+    Stop,
+    Command(Option<Command>),
+    /// The writer has ended; `Ok` after a close.
+    Written(Result<(), String>),
+    /// The writer has room for one message.
+    Room(Permit<'a, Outbound>),
+    /// Acks, or room in the inbox.
+    Inbox,
+    Incoming(Option<Incoming>),
+    Token(Result<String, TokenError>),
+    /// Bytes arrived, or a timer.
+    Tick,
+}
+
+impl Driver {
+    /// Talks until the end.
+    pub(crate) async fn converse(&mut self, established: Established) -> End {
+        let Established { mut reader, mut writer, mut incoming, out, meter, welcome, token_expires } =
+            established;
+        let mut link = self.welcome(&welcome, token_expires);
+        let mut renewal: Option<Renewal> = None;
+        let mut writing = true;
+        loop {
+            let now = self.now();
+            if let Err(end) = self.on_time(&mut link, &meter, &mut renewal, now) {
+                return end;
+            }
+            let wants_room = writing && self.wants_room(&mut link, now);
+            let takes = link.close_by.is_some() || self.inbox.has_room();
+            let sleep = sleep_until(now, self.next_time(&mut link, &meter, now));
+            let happening = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => Happening::Stop,
+                written = &mut writer, if writing => Happening::Written(written),
+                command = self.commands.recv(), if link.close_by.is_none() => Happening::Command(command),
+                () = self.inbox.changed() => Happening::Inbox,
+                room = out.reserve(), if wants_room => room.map_or(Happening::Tick, Happening::Room),
+                token = poll_renewal(&mut renewal) => Happening::Token(token),
+                message = incoming.recv(), if takes => Happening::Incoming(message),
+                () = &mut reader => Happening::Incoming(None),
+                () = meter.changed() => Happening::Tick,
+                () = sleep => Happening::Tick,
+            };
+            let done = match happening {
+                Happening::Stop => {
+                    self.ending = true;
+                    Err(End::Lost(String::new()))
+                }
+                Happening::Command(command) => self.on_command(&mut link, command),
+                Happening::Written(Ok(())) => {
+                    writing = false;
+                    Ok(())
+                }
+                Happening::Written(Err(why)) => Err(End::Lost(why)),
+                Happening::Room(room) => {
+                    if let Some(outbound) = self.next_outbound(&mut link) {
+                        room.send(outbound);
+                    }
+                    Ok(())
+                }
+                Happening::Inbox => {
+                    let delay = self.settings.tuning.ack_delay;
+                    link.ack_at.get_or_insert(self.now() + delay);
+                    Ok(())
+                }
+                Happening::Incoming(message) => self.on_incoming(&mut link, message),
+                Happening::Token(result) => {
+                    renewal = None;
+                    self.on_token(&mut link, result);
+                    Ok(())
+                }
+                Happening::Tick => Ok(()),
+            };
+            self.tell_finished();
+            if let Err(end) = done {
+                return end;
+            }
+        }
+    }
+
+    fn welcome(
+        &mut self,
+        welcome: &chappe_protocol::frame::Welcome,
+        token_expires: Option<UnixMillis>,
+    ) -> Link {
+        let now = self.now();
+        let settings = self.settings.clone();
+        self.welcomed_at = Some(now);
+        self.resume_token = welcome.resume_token.clone();
+        self.inbox.begin(welcome);
+        let limits = sane(welcome.limits);
+        self.tell_limits(limits);
+        self.enter(State::Connected { resumed: welcome.resumed, epoch: welcome.epoch });
+        let mut link = Link::new(now, limits, &*settings.world);
+        let margin = settings.tuning.token_margin;
+        link.plan_refresh(now, settings.world.wall(), token_expires, margin, &*settings.world);
+        link
+    }
+
+    /// Does what is due.
+    fn on_time(
+        &mut self,
+        link: &mut Link,
+        meter: &Meter,
+        renewal: &mut Option<Renewal>,
+        now: Time,
+    ) -> Result<(), End> {
+        self.outbox.on_time(now);
+        self.tell_finished();
+        let due = |at: Option<Time>| at.is_some_and(|at| at <= now);
+        if due(link.close_by) {
+            return Err(End::Lost("closed".to_owned()));
+        }
+        if due(link.move_at) {
+            return Err(End::Moved);
+        }
+        let reading = self.inbox.has_room();
+        if !reading {
+            link.on_stalled(now);
+        }
+        if due(link.answer_by(self.outbox.oldest_flight())) {
+            return Err(End::Lost("a submit was not answered".to_owned()));
+        }
+        if due(link.ack_at) {
+            link.ack_at = None;
+            self.collect_ack(link).map_err(End::Fatal)?;
+        }
+        if due(link.refresh_at) {
+            link.refresh_at = None;
+            let settings = self.settings.clone();
+            *renewal = Some(Box::pin(async move { settings.token.token(TokenReason::Expired).await }));
+        }
+        if link.ping_at(self.is_busy(meter)) <= now {
+            link.on_ping_due(now, meter.bytes(), reading, &*self.settings.world)?;
+        }
+        Ok(())
+    }
+
+    /// Persists, and only then lets the ack go.
+    fn collect_ack(&mut self, link: &mut Link) -> Result<(), ClientError> {
+        self.persist()?;
+        if self.settings.role == Role::Main
+            && let Some(upto) = self.inbox.poll_ack()
+        {
+            link.ack = Some(upto);
+        }
+        Ok(())
+    }
+
+    fn is_busy(&self, meter: &Meter) -> bool {
+        meter.is_arriving() || self.inbox.is_owing()
+    }
+
+    /// When the loop must look again if nothing happens.
+    fn next_time(&self, link: &mut Link, meter: &Meter, now: Time) -> Option<Time> {
+        let submits =
+            self.outbox.wants(now, link.limits.submits_in_flight_max as usize) || link.has_ephemeral();
+        let paced = if submits { link.paced_until() } else { None };
+        let times = [
+            Some(link.ping_at(self.is_busy(meter))),
+            link.ack_at,
+            link.refresh_at,
+            link.move_at,
+            link.close_by,
+            self.outbox.next_time(),
+            link.answer_by(self.outbox.oldest_flight()),
+            paced,
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    fn wants_room(&self, link: &mut Link, now: Time) -> bool {
+        if link.close_sent {
+            return false;
+        }
+        let submits = link.close_by.is_none()
+            && (self.outbox.wants(now, link.limits.submits_in_flight_max as usize) || link.has_ephemeral());
+        link.has_urgent() || link.close_by.is_some() || (submits && link.may_send(now))
+    }
+
+    /// The most urgent thing to send.
+    fn next_outbound(&mut self, link: &mut Link) -> Option<Outbound> {
+        let now = self.now();
+        if let Some(bytes) = link.pong.take() {
+            return Some(Outbound::Pong(bytes));
+        }
+        let frame = if let Some(upto) = link.ack.take() {
+            ClientFrame::Ack { upto }
+        } else if let Some(nonce) = link.ping.take() {
+            ClientFrame::Ping { nonce }
+        } else if let Some(token) = link.refresh.take() {
+            ClientFrame::Refresh { token: Secret(token) }
+        } else if link.close_by.is_some() {
+            link.close_sent = true;
+            return Some(Outbound::Close(1000));
+        } else if let Some(submit) = self.outbox.poll_send(now, link.limits.submits_in_flight_max as usize) {
+            ClientFrame::Submit(submit)
+        } else {
+            ClientFrame::Submit(link.pop_ephemeral()?)
+        };
+        link.on_sent(now);
+        Some(Outbound::Message(frame.encode()))
+    }
+
+    fn on_command(&mut self, link: &mut Link, command: Option<Command>) -> Result<(), End> {
+        let asked = self.intake(command).map_err(End::Fatal)?;
+        for submit in asked.ephemeral {
+            link.push_ephemeral(submit);
+        }
+        if asked.close {
+            self.collect_ack(link).map_err(End::Fatal)?;
+            link.close_by = Some(self.now() + self.settings.tuning.close_timeout);
+        } else if asked.disconnect {
+            return Err(End::Lost("disconnected by the application".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn on_token(&mut self, link: &mut Link, result: Result<String, TokenError>) {
+        let now = self.now();
+        let settings = self.settings.clone();
+        match result {
+            Ok(token) => {
+                let margin = settings.tuning.token_margin;
+                link.plan_refresh(now, settings.world.wall(), expiry(&token), margin, &*settings.world);
+                link.refresh = Some(token);
+            }
+            Err(TokenError::Unavailable(_)) => {
+                let jitter = settings.world.random_below(REFRESH_RETRY.0);
+                link.refresh_at = Some(now + REFRESH_RETRY + Millis(jitter));
+            }
+            // The present token is good until it ends; then the server says so, and the source is asked once more.
+            Err(TokenError::Refused(_)) => {}
+        }
+    }
+
+    fn on_incoming(&mut self, link: &mut Link, message: Option<Incoming>) -> Result<(), End> {
+        match message {
+            Some(Incoming::Message(bytes)) => match ServerFrame::decode(bytes) {
+                Ok(frame) => self.on_frame(link, frame),
+                // From a newer server.
+                Err(FrameError::UnknownFrame) => Ok(()),
+                Err(error @ (FrameError::Garbage | FrameError::Field(_))) => {
+                    Err(End::Lost(error.to_string()))
+                }
+            },
+            Some(Incoming::Ping(bytes)) => {
+                link.pong = Some(bytes);
+                Ok(())
+            }
+            Some(Incoming::Pong) => Ok(()),
+            Some(Incoming::Close { code, reason }) => Err(End::Close { code, reason }),
+            Some(Incoming::Failed(why)) => Err(End::Lost(why)),
+            None => Err(End::Lost("the connection broke".to_owned())),
+        }
+    }
+
+    fn on_frame(&mut self, link: &mut Link, frame: ServerFrame) -> Result<(), End> {
+        let now = self.now();
+        let settings = self.settings.clone();
+        if link.close_by.is_some() {
+            // Only the close is waited for; what is delivered now is delivered again to the next client.
+            return Ok(());
+        }
+        let broken = |error: crate::inbox::ChainBroken| End::Lost(error.to_string());
+        match frame {
+            ServerFrame::Deliver(deliver) => self.inbox.on_deliver(deliver).map_err(broken)?,
+            ServerFrame::Truncated { from, to, why } => {
+                self.inbox.on_truncated(from, to, why).map_err(broken)?;
+            }
+            ServerFrame::BacklogEnd { upto } => {
+                self.inbox.on_upto(upto);
+                self.inbox.put(Event::BacklogEnd);
+            }
+            ServerFrame::Pong { upto, .. } => self.inbox.on_upto(upto),
+            ServerFrame::SubmitResult(result) => self.outbox.on_result(now, result, &*settings.world),
+            ServerFrame::Ephemeral { sender, payload, urgency } => {
+                self.inbox.put(Event::Ephemeral { sender, payload, urgency });
+            }
+            ServerFrame::GoAway(go_away) => {
+                link.move_at = Some(self.reconnect.on_go_away(now, &go_away, &*settings.world));
+            }
+            ServerFrame::Error(error) => self.on_error(now, &error),
+            ServerFrame::Welcome(_) => return Err(End::Lost("the server said Welcome twice".to_owned())),
+        }
+        Ok(())
+    }
+
+    fn on_error(&mut self, now: Time, error: &ErrorFrame) {
+        tracing::debug!(code = %error.code, scope = ?error.scope, "the server reports an error");
+        match (error.scope, error.submit_id) {
+            (ErrorScope::Connection, _) => self.reconnect.on_retry_after(Millis(error.retry_after_ms.into())),
+            (ErrorScope::Submit, Some(id)) => {
+                let settings = self.settings.clone();
+                self.outbox.on_refused(now, id, error, &*settings.world);
+            }
+            (ErrorScope::Submit, None) | (ErrorScope::Frame, _) => {}
+        }
+    }
+}
+
+async fn poll_renewal(renewal: &mut Option<Renewal>) -> Result<String, TokenError> {
+    match renewal {
+        Some(renewal) => renewal.await,
+        None => std::future::pending().await,
+    }
+}

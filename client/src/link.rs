@@ -1,0 +1,296 @@
+//! The timers and bounds of one connection. **Invariant:** pure; every timer has jitter, every queue a bound.
+
+use crate::reconnect::End;
+use chappe_protocol::frame::{Limits, Submit};
+use chappe_protocol::id::Seq;
+use chappe_protocol::time::{Millis, Time, UnixMillis};
+use chappe_protocol::world::World;
+use std::collections::VecDeque;
+
+/// Ephemeral submits that wait for the socket.
+const EPHEMERAL_MAX: usize = 64;
+/// Their payload bytes.
+const EPHEMERAL_BYTES_MAX: usize = 1024 * 1024;
+/// While a frame is arriving or an envelope waits for its ack, the server hears from us at least so often.
+const BUSY_PING: Millis = Millis::from_secs(8);
+/// A submit that was not answered for so long, though the server is alive, is retried on another connection.
+const ANSWER_TIMEOUT: Millis = Millis::from_secs(60);
+/// Pings without a sign of life before the connection is given up.
+const PINGS_UNANSWERED_MAX: u32 = 2;
+
+/// See the module.
+pub(crate) struct Link {
+    pub(crate) limits: Limits,
+    pub(crate) ack_at: Option<Time>,
+    pub(crate) refresh_at: Option<Time>,
+    pub(crate) move_at: Option<Time>,
+    /// The application closes: until then the last acks may leave.
+    pub(crate) close_by: Option<Time>,
+    pub(crate) close_sent: bool,
+    /// To be sent, most urgent first.
+    pub(crate) pong: Option<Vec<u8>>,
+    pub(crate) ping: Option<u64>,
+    pub(crate) ack: Option<Seq>,
+    pub(crate) refresh: Option<String>,
+    ephemeral: VecDeque<Submit>,
+    ephemeral_bytes: usize,
+    pinged_at: Time,
+    /// 0..=255: how much earlier than its bound the next ping goes, in 1024ths.
+    ping_jitter: u64,
+    nonce: u64,
+    unanswered: u32,
+    heard_bytes: u64,
+    /// Since when the socket is read without a break.
+    reading_since: Time,
+    pace: Pace,
+}
+
+impl Link {
+    pub(crate) fn new(now: Time, limits: Limits, world: &dyn World) -> Self {
+        Self {
+            limits,
+            ack_at: None,
+            refresh_at: None,
+            move_at: None,
+            close_by: None,
+            close_sent: false,
+            pong: None,
+            ping: None,
+            ack: None,
+            refresh: None,
+            ephemeral: VecDeque::new(),
+            ephemeral_bytes: 0,
+            pinged_at: now,
+            ping_jitter: world.random_below(256),
+            nonce: 0,
+            unanswered: 0,
+            heard_bytes: 0,
+            reading_since: now,
+            pace: Pace::new(now, &limits),
+        }
+    }
+
+    /// When the next ping is due.
+    pub(crate) fn ping_at(&self, busy: bool) -> Time {
+        let bound = if busy { BUSY_PING.0.min(self.limits.ping_every.0) } else { self.limits.ping_every.0 };
+        self.pinged_at + Millis(bound - bound * self.ping_jitter / 1024)
+    }
+
+    /// The time of a ping has come. `reading`: the socket is being read, so silence is the server's.
+    pub(crate) fn on_ping_due(
+        &mut self,
+        now: Time,
+        bytes: u64,
+        reading: bool,
+        world: &dyn World,
+    ) -> Result<(), End> {
+        if bytes != self.heard_bytes || !reading {
+            self.unanswered = 0;
+        }
+        self.heard_bytes = bytes;
+        if self.unanswered >= PINGS_UNANSWERED_MAX {
+            return Err(End::Lost("the server is silent".to_owned()));
+        }
+        self.unanswered += 1;
+        self.nonce += 1;
+        self.ping = Some(self.nonce);
+        self.pinged_at = now;
+        self.ping_jitter = world.random_below(256);
+        Ok(())
+    }
+
+    /// A fresh token ends then: renew it in time.
+    pub(crate) fn plan_refresh(
+        &mut self,
+        now: Time,
+        wall: UnixMillis,
+        expires: Option<UnixMillis>,
+        margin: Millis,
+        world: &dyn World,
+    ) {
+        self.refresh_at = expires.map(|expires| {
+            let left = expires.0.saturating_sub(wall.0);
+            let early = margin.0.min(left / 2);
+            let jitter = world.random_below(early / 2 + 1);
+            now + Millis((left - early).saturating_sub(jitter).max(1000))
+        });
+    }
+
+    /// Queues an ephemeral submit; dropped beyond the bound, as it is best effort.
+    pub(crate) fn push_ephemeral(&mut self, submit: Submit) {
+        let bytes = crate::outgoing::submit_bytes(&submit);
+        if self.ephemeral.len() < EPHEMERAL_MAX && self.ephemeral_bytes + bytes <= EPHEMERAL_BYTES_MAX {
+            self.ephemeral_bytes += bytes;
+            self.ephemeral.push_back(submit);
+        }
+    }
+
+    pub(crate) fn pop_ephemeral(&mut self) -> Option<Submit> {
+        let submit = self.ephemeral.pop_front()?;
+        self.ephemeral_bytes -= crate::outgoing::submit_bytes(&submit);
+        Some(submit)
+    }
+
+    /// Something small and urgent waits to be sent.
+    pub(crate) fn has_urgent(&self) -> bool {
+        self.pong.is_some() || self.ping.is_some() || self.ack.is_some() || self.refresh.is_some()
+    }
+
+    pub(crate) fn has_ephemeral(&self) -> bool {
+        !self.ephemeral.is_empty()
+    }
+
+    /// Whether one more submit keeps within the server's rate.
+    pub(crate) fn may_send(&mut self, now: Time) -> bool {
+        self.pace.refill(now);
+        self.pace.has_token()
+    }
+
+    /// A frame goes out.
+    pub(crate) fn on_sent(&mut self, now: Time) {
+        self.pace.refill(now);
+        self.pace.spend();
+    }
+
+    /// When [`Link::may_send`] turns true.
+    pub(crate) fn paced_until(&self) -> Option<Time> {
+        self.pace.next_token()
+    }
+
+    /// When an unanswered submit ends the connection: the time during which we did not read does not count.
+    pub(crate) fn answer_by(&self, oldest: Option<Time>) -> Option<Time> {
+        oldest.map(|sent_at| sent_at.max(self.reading_since) + ANSWER_TIMEOUT)
+    }
+
+    /// The inbox is full: nothing is read now.
+    pub(crate) fn on_stalled(&mut self, now: Time) {
+        self.reading_since = now;
+    }
+}
+
+/// A token bucket below the server's, so that the network's jitter does not push us over it: half its burst, nine
+/// tenths of its rate.
+struct Pace {
+    at: Time,
+    /// In thousandths of a frame.
+    tokens: u64,
+    tokens_max: u64,
+    /// Frames per second are thousandths per millisecond; times ten for the nine tenths.
+    rate_tenths: u64,
+}
+
+impl Pace {
+    fn new(now: Time, limits: &Limits) -> Self {
+        let tokens_max = (u64::from(limits.frames_burst_max) * 500).max(1000);
+        let rate_tenths = (u64::from(limits.frames_per_second_max) * 9).max(1);
+        Self { at: now, tokens: tokens_max, tokens_max, rate_tenths }
+    }
+
+    fn refill(&mut self, now: Time) {
+        let gained = (now - self.at).0.saturating_mul(self.rate_tenths) / 10;
+        if gained > 0 {
+            self.tokens = self.tokens.saturating_add(gained).min(self.tokens_max);
+            self.at = now;
+        }
+    }
+
+    fn has_token(&self) -> bool {
+        self.tokens >= 1000
+    }
+
+    /// Urgent frames may run into debt of nothing: they are few.
+    fn spend(&mut self) {
+        self.tokens = self.tokens.saturating_sub(1000);
+    }
+
+    fn next_token(&self) -> Option<Time> {
+        let missing = 1000u64.checked_sub(self.tokens).filter(|missing| *missing > 0)?;
+        Some(self.at + Millis((missing * 10).div_ceil(self.rate_tenths)))
+    }
+}
+
+/// Limits that a hostile server cannot turn into a busy loop or a standstill.
+pub(crate) fn sane(limits: Limits) -> Limits {
+    Limits {
+        ping_every: Millis(limits.ping_every.0.clamp(1000, 300_000)),
+        submits_in_flight_max: limits.submits_in_flight_max.clamp(1, 1024),
+        frames_per_second_max: limits.frames_per_second_max.max(1),
+        frames_burst_max: limits.frames_burst_max.max(1),
+        ..limits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Seeded;
+
+    #[test]
+    fn frames_stay_below_the_servers_rate() {
+        let limits = Limits::default();
+        let world = Seeded::new(1);
+        let mut link = Link::new(Time(0), limits, &world);
+        let mut sent = 0u64;
+        for ms in 0..20_000u64 {
+            while link.may_send(Time(ms)) {
+                link.on_sent(Time(ms));
+                sent += 1;
+            }
+            let allowed =
+                u64::from(limits.frames_burst_max) / 2 + ms * u64::from(limits.frames_per_second_max) / 1000;
+            assert!(sent <= allowed + 1, "{sent} frames at {ms} ms");
+        }
+        assert!(sent > 900, "and close to it: {sent}");
+    }
+
+    #[test]
+    fn two_unanswered_pings_end_the_connection_and_any_byte_saves_it() {
+        let world = Seeded::new(2);
+        let mut link = Link::new(Time(0), Limits::default(), &world);
+        let mut now = Time(0);
+        for _ in 0..10 {
+            now = link.ping_at(false);
+            let bytes = now.0;
+            assert_eq!(link.on_ping_due(now, bytes, true, &world), Ok(()));
+        }
+        let bytes = now.0;
+        assert_eq!(link.on_ping_due(now, bytes, true, &world), Ok(()));
+        assert!(link.on_ping_due(now, bytes, true, &world).is_err());
+        assert_eq!(
+            link.on_ping_due(now, bytes, false, &world),
+            Ok(()),
+            "we do not read: not the server's fault"
+        );
+    }
+
+    #[test]
+    fn pings_have_jitter_and_are_quicker_when_busy() {
+        let mut idle = Vec::new();
+        for seed in 0..100 {
+            let link = Link::new(Time(0), Limits::default(), &Seeded::new(seed));
+            assert!((18_700..=25_000).contains(&link.ping_at(false).0));
+            assert!((6000..=8000).contains(&link.ping_at(true).0));
+            idle.push(link.ping_at(false).0);
+        }
+        idle.dedup();
+        assert!(idle.len() > 50);
+    }
+
+    #[test]
+    fn a_token_is_renewed_before_it_ends() {
+        let wall = UnixMillis(1_000_000);
+        for seed in 0..100 {
+            let world = Seeded::new(seed);
+            let mut link = Link::new(Time(0), Limits::default(), &world);
+            for (left, least, most) in
+                [(3_600_000, 3_510_000, 3_540_000), (30_000, 7000, 15_000), (0, 1000, 1000)]
+            {
+                link.plan_refresh(Time(0), wall, Some(wall + Millis(left)), Millis(60_000), &world);
+                let at = link.refresh_at.unwrap().0;
+                assert!((least..=most).contains(&at), "seed {seed}: {left} left, at {at}");
+            }
+            link.plan_refresh(Time(0), wall, None, Millis(60_000), &world);
+            assert_eq!(link.refresh_at, None);
+        }
+    }
+}
