@@ -24,15 +24,18 @@ pub use log::*;
 pub use retention::*;
 pub use rows::*;
 
-/// Runs every law on a backend, each as a test of its own, on paused time.
+/// Runs every law on a backend, each as a test of its own, on paused time; with `seeds`, in as many worlds.
 #[macro_export]
 macro_rules! conformance {
     ($backend:ty) => {
-        $crate::conformance! { @ $backend;
+        $crate::conformance! { $backend, seeds: 7..8 }
+    };
+    ($backend:ty, seeds: $seeds:expr) => {
+        $crate::conformance! { @ $backend, $seeds;
             // log
             the_log_is_dense, a_batch_is_split_at_edges_in_order, slots_keep_every_field, pages_are_bounded,
             two_routers_cross_an_edge, many_appenders_are_dense_and_once, a_cold_head_is_found_in_few_reads,
-            reading_beyond_the_head_is_empty, lost_slots_are_reported, lost_payloads_are_reported, quota_refuses,
+            reading_beyond_the_head_is_empty, the_log_is_read_whole, lost_slots_are_reported, lost_payloads_are_reported, quota_refuses,
             calls_that_make_no_sense_are_invalid, a_payload_is_stored_once,
             // idempotence
             a_retry_is_a_duplicate, a_retry_across_buckets_is_a_duplicate, a_retry_across_a_trim_is_a_duplicate,
@@ -52,11 +55,15 @@ macro_rules! conformance {
             a_slot_that_is_there_is_not_lost,
         }
     };
-    (@ $backend:ty; $($law:ident),+ $(,)?) => {
+    (@ $backend:ty, $seeds:expr; $($law:ident),+ $(,)?) => {
         $(
             #[tokio::test(start_paused = true)]
             async fn $law() {
-                $crate::conformance::$law($crate::conformance::Bench::<$backend>::open().await).await;
+                for seed in $seeds {
+                    // Seen when the test fails.
+                    println!("seed {seed}");
+                    $crate::conformance::$law($crate::conformance::Bench::<$backend>::open_seeded(seed).await).await;
+                }
             }
         )+
     };

@@ -8,6 +8,8 @@
 pub mod conformance;
 pub mod embedded;
 pub mod error;
+#[cfg(feature = "testing")]
+pub mod faulty;
 pub mod memory;
 #[cfg(feature = "testing")]
 pub mod planted;

@@ -32,7 +32,7 @@ pub struct MemoryRows {
     incarnation: [u8; 16],
     tables: Mutex<Tables>,
     #[cfg(feature = "testing")]
-    planted: Option<Planted>,
+    planted: Mutex<Option<Planted>>,
 }
 
 /// What will pass its time.
@@ -75,21 +75,19 @@ impl MemoryRows {
             incarnation,
             tables: Mutex::default(),
             #[cfg(feature = "testing")]
-            planted: None,
+            planted: Mutex::default(),
         }
     }
 
     /// Plants a defect of the database.
     #[cfg(feature = "testing")]
-    #[must_use]
-    pub fn planted(mut self, planted: Option<Planted>) -> Self {
-        self.planted = planted;
-        self
+    pub fn plant(&self, planted: Option<Planted>) {
+        *self.planted.lock().unwrap_or_else(PoisonError::into_inner) = planted;
     }
 
     #[cfg(feature = "testing")]
     fn has(&self, planted: Planted) -> bool {
-        self.planted == Some(planted)
+        *self.planted.lock().unwrap_or_else(PoisonError::into_inner) == Some(planted)
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {

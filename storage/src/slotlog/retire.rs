@@ -35,20 +35,27 @@ impl<R: Rows> SlotLog<R> {
             let Some(head) = self.register(mailbox, to.bucket.0).await? else { break };
             to = Floor { bucket: Bucket(to.bucket.0 + 1), bytes_total: head.bytes_total };
         }
-        // A trim that died between the floor and its last row left rows behind; nobody else will come for them.
+        // A trim that died between the floor and its last row left rows behind, in as many buckets at most as one trim
+        // takes, since the next one removes them before it raises the floor again.
         let again = floor.bucket.0.saturating_sub(self.config.trim_buckets_max);
-        let clean = self.cache.clean(mailbox).map_or(again, |clean| clean.0.min(floor.bucket.0));
+        let clean = self.cache.clean(mailbox).map_or(again, |clean| clean.0.clamp(again, floor.bucket.0));
+        self.delete_buckets(mailbox, clean, floor.bucket).await?;
         if to.bucket > floor.bucket {
-            let floor = self.rows.raise_floor(mailbox, to).await?;
-            self.cache.learn_floor(mailbox, floor);
+            let raised = self.rows.raise_floor(mailbox, to).await?;
+            self.cache.learn_floor(mailbox, raised);
+            self.delete_buckets(mailbox, floor.bucket.0, to.bucket).await?;
         }
-        for bucket in clean..to.bucket.0 {
-            self.rows.delete_slots(partition(mailbox, Bucket(bucket))).await?;
-        }
-        self.cache.learn_clean(mailbox, to.bucket);
         let buckets = to.bucket.0 - floor.bucket.0;
         add(&self.counters.trimmed, usize::try_from(buckets).unwrap_or(usize::MAX));
         Ok(Trimmed { buckets, floor: to.bucket })
+    }
+
+    async fn delete_buckets(&self, mailbox: MailboxId, from: u64, to: Bucket) -> Result<()> {
+        for bucket in from..to.0 {
+            self.rows.delete_slots(partition(mailbox, Bucket(bucket))).await?;
+        }
+        self.cache.learn_clean(mailbox, to);
+        Ok(())
     }
 
     /// The slot up to which every live device needs nothing any more; `None`: no device counts.

@@ -1,0 +1,319 @@
+//! A database that fails as real ones do: slow, down, silent after the write, or writing long after it was given up.
+//! **Invariant:** `Unavailable` means that nothing was written, now or later; everything follows from the seed.
+
+use crate::conformance::TestWorld;
+use crate::error::{Result, StoreError};
+use crate::rows::{Applied, Batch, Floor, Head, Partition, Rows, SlotRow};
+use crate::{Device, Entry, User};
+use async_trait::async_trait;
+use bytes::Bytes;
+use chappe_protocol::id::{
+    Bucket, ConnectionId, DeviceId, EnvelopeId, Epoch, MailboxId, PayloadId, Seq, UserId,
+};
+use chappe_protocol::time::UnixMillis;
+use chappe_protocol::world::World;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Appends that may be under way to the database though their caller has given up; more are lost instead.
+const LATE_MAX: usize = 16;
+/// Calls after which a late append arrives at the latest.
+const LATE_CALLS_MAX: u64 = 40;
+
+/// How often what goes wrong, in thousandths of the calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Faults {
+    /// Each call waits up to this long before and after, in milliseconds of tokio's clock; 0: not at all.
+    pub delay_ms_max: u64,
+    /// The call does nothing and says so.
+    pub unavailable: u64,
+    /// The write happens, its reply is lost.
+    pub lost_reply: u64,
+    /// The append happens some calls later; until then, and to its caller for ever, its outcome is unknown.
+    pub late: u64,
+    /// A read of slots that is not SERIAL misses a row.
+    pub stale: u64,
+}
+
+impl Faults {
+    /// Everything now and then.
+    pub const MANY: Self = Self { delay_ms_max: 20, unavailable: 30, lost_reply: 30, late: 30, stale: 30 };
+}
+
+/// An append that its caller has given up.
+struct Late {
+    calls_left: u64,
+    partition: Partition,
+    expected: Option<Seq>,
+    to: Head,
+    slots: Vec<(Seq, Entry)>,
+}
+
+/// Wraps any rows.
+pub struct Faulty<R> {
+    rows: Arc<R>,
+    faults: Faults,
+    on: AtomicBool,
+    random: TestWorld,
+    late: Mutex<VecDeque<Late>>,
+}
+
+/// What becomes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Pass,
+    Unavailable,
+    LostReply,
+    Late,
+}
+
+impl<R: Rows> Faulty<R> {
+    /// Faults from a seed, switched on.
+    pub fn new(rows: Arc<R>, seed: u64, faults: Faults) -> Self {
+        let random = TestWorld::new(seed);
+        Self { rows, faults, on: AtomicBool::new(true), random, late: Mutex::default() }
+    }
+
+    /// Switches faults on or off. What is under way stays so.
+    pub fn switch(&self, on: bool) {
+        self.on.store(on, Ordering::SeqCst);
+    }
+
+    /// The rows beneath.
+    pub fn inner(&self) -> &Arc<R> {
+        &self.rows
+    }
+
+    /// Lets everything arrive that is under way.
+    pub async fn settle(&self) {
+        while let Some(late) = self.next_late(u64::MAX) {
+            self.arrive(late).await;
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Late>> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next_late(&self, calls: u64) -> Option<Late> {
+        let mut queue = self.queue();
+        let due = queue.iter().position(|late| late.calls_left <= calls)?;
+        queue.remove(due)
+    }
+
+    async fn arrive(&self, late: Late) {
+        let slots = late.slots.iter().map(|(seq, entry)| (*seq, entry)).collect();
+        let batch = Batch { expected: late.expected, to: late.to, slots };
+        // Nobody waits for the answer.
+        drop(self.rows.compare_and_append(late.partition, batch).await);
+    }
+
+    async fn delay(&self) {
+        if self.on.load(Ordering::SeqCst) && self.faults.delay_ms_max > 0 {
+            let ms = self.random.random_below(self.faults.delay_ms_max + 1);
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+        }
+    }
+
+    fn happens(&self, per_mille: u64) -> bool {
+        self.on.load(Ordering::SeqCst) && self.random.random_below(1000) < per_mille
+    }
+
+    /// Before each call: late ones arrive, time passes, the fate is drawn.
+    async fn begin(&self) -> Fate {
+        for late in self.queue().iter_mut() {
+            late.calls_left = late.calls_left.saturating_sub(1);
+        }
+        while let Some(late) = self.next_late(0) {
+            self.arrive(late).await;
+        }
+        self.delay().await;
+        let Faults { delay_ms_max: _, unavailable, lost_reply, late, stale: _ } = self.faults;
+        if self.happens(unavailable) {
+            Fate::Unavailable
+        } else if self.happens(lost_reply) {
+            Fate::LostReply
+        } else if self.happens(late) {
+            Fate::Late
+        } else {
+            Fate::Pass
+        }
+    }
+
+    async fn call<T>(&self, act: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        match self.begin().await {
+            Fate::Unavailable => Err(down()),
+            Fate::LostReply | Fate::Late => {
+                drop(act.await);
+                self.delay().await;
+                Err(StoreError::Unknown("the reply was lost".into()))
+            }
+            Fate::Pass => {
+                let answer = act.await;
+                self.delay().await;
+                answer
+            }
+        }
+    }
+}
+
+fn down() -> StoreError {
+    StoreError::Unavailable("the database is down".into())
+}
+
+#[async_trait]
+impl<R: Rows> Rows for Faulty<R> {
+    async fn head(&self, partition: Partition) -> Result<Option<Head>> {
+        self.call(self.rows.head(partition)).await
+    }
+
+    async fn compare_and_append(&self, partition: Partition, batch: Batch<'_>) -> Result<Applied> {
+        let fate = self.begin().await;
+        let lost = || Err(StoreError::Unknown("the reply was lost".into()));
+        match fate {
+            Fate::Unavailable => return Err(down()),
+            Fate::Late => {
+                let calls_left = 1 + self.random.random_below(LATE_CALLS_MAX);
+                let slots = batch.slots.iter().map(|(seq, entry)| (*seq, (*entry).clone())).collect();
+                let late = Late { calls_left, partition, expected: batch.expected, to: batch.to, slots };
+                let mut queue = self.queue();
+                if queue.len() < LATE_MAX {
+                    queue.push_back(late);
+                }
+                return lost();
+            }
+            Fate::Pass | Fate::LostReply => {}
+        }
+        let answer = self.rows.compare_and_append(partition, batch).await;
+        self.delay().await;
+        if fate == Fate::LostReply { lost() } else { answer }
+    }
+
+    async fn seal(&self, partition: Partition, expected: Option<Seq>) -> Result<bool> {
+        self.call(self.rows.seal(partition, expected)).await
+    }
+
+    async fn find_ids(&self, partition: Partition, ids: &[EnvelopeId]) -> Result<Vec<Option<Seq>>> {
+        self.call(self.rows.find_ids(partition, ids)).await
+    }
+
+    async fn slots(
+        &self,
+        partition: Partition,
+        after: Seq,
+        rows_max: usize,
+        bytes_max: usize,
+        serial: bool,
+    ) -> Result<Vec<SlotRow>> {
+        let mut rows = self.call(self.rows.slots(partition, after, rows_max, bytes_max, serial)).await?;
+        if !serial && !rows.is_empty() && self.happens(self.faults.stale) {
+            let missed = self.random.random_below(rows.len() as u64);
+            rows.remove(usize::try_from(missed).unwrap_or(0));
+        }
+        Ok(rows)
+    }
+
+    async fn mark_lost(&self, partition: Partition, seq: Seq) -> Result<bool> {
+        self.call(self.rows.mark_lost(partition, seq)).await
+    }
+
+    async fn delete_slots(&self, partition: Partition) -> Result<()> {
+        self.call(self.rows.delete_slots(partition)).await
+    }
+
+    async fn hint(&self, mailbox: MailboxId) -> Result<Bucket> {
+        self.call(self.rows.hint(mailbox)).await
+    }
+
+    async fn raise_hint(&self, mailbox: MailboxId, bucket: Bucket) -> Result<()> {
+        self.call(self.rows.raise_hint(mailbox, bucket)).await
+    }
+
+    async fn floor(&self, mailbox: MailboxId) -> Result<Floor> {
+        self.call(self.rows.floor(mailbox)).await
+    }
+
+    async fn raise_floor(&self, mailbox: MailboxId, floor: Floor) -> Result<Floor> {
+        self.call(self.rows.raise_floor(mailbox, floor)).await
+    }
+
+    async fn cursor(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Seq> {
+        self.call(self.rows.cursor(mailbox, device)).await
+    }
+
+    async fn raise_cursor(&self, mailbox: MailboxId, device: &DeviceId, seq: Seq) -> Result<()> {
+        self.call(self.rows.raise_cursor(mailbox, device, seq)).await
+    }
+
+    async fn devices(&self, mailbox: MailboxId) -> Result<(u64, Vec<(Device, UnixMillis)>)> {
+        self.call(self.rows.devices(mailbox)).await
+    }
+
+    async fn device(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Device>> {
+        self.call(self.rows.device(mailbox, device)).await
+    }
+
+    async fn create_device(&self, mailbox: MailboxId, device: &DeviceId, since: Seq) -> Result<Device> {
+        self.call(self.rows.create_device(mailbox, device, since)).await
+    }
+
+    async fn raise_session(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        epoch: Epoch,
+        connection: ConnectionId,
+    ) -> Result<()> {
+        self.call(self.rows.raise_session(mailbox, device, epoch, connection)).await
+    }
+
+    async fn revoke(&self, mailbox: MailboxId, device: &DeviceId) -> Result<()> {
+        self.call(self.rows.revoke(mailbox, device)).await
+    }
+
+    async fn delete_devices(&self, mailbox: MailboxId) -> Result<()> {
+        self.call(self.rows.delete_devices(mailbox)).await
+    }
+
+    async fn user(&self, user: &UserId) -> Result<Option<User>> {
+        self.call(self.rows.user(user)).await
+    }
+
+    async fn create_user(&self, user: &UserId, mailbox: MailboxId) -> Result<User> {
+        self.call(self.rows.create_user(user, mailbox)).await
+    }
+
+    async fn mark_erased(&self, user: &UserId, mailbox: MailboxId) -> Result<()> {
+        self.call(self.rows.mark_erased(user, mailbox)).await
+    }
+
+    async fn put_payload(&self, id: PayloadId, bytes: Bytes, expires_at: UnixMillis) -> Result<()> {
+        self.call(self.rows.put_payload(id, bytes, expires_at)).await
+    }
+
+    async fn payload(&self, id: PayloadId) -> Result<Option<Bytes>> {
+        self.call(self.rows.payload(id)).await
+    }
+
+    async fn delete_payload(&self, id: PayloadId) -> Result<()> {
+        self.call(self.rows.delete_payload(id)).await
+    }
+
+    async fn add_pending(&self, mailbox: MailboxId) -> Result<()> {
+        self.call(self.rows.add_pending(mailbox)).await
+    }
+
+    async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {
+        self.call(self.rows.pending_since(since)).await
+    }
+
+    fn now(&self) -> UnixMillis {
+        self.rows.now()
+    }
+
+    fn incarnation(&self) -> [u8; 16] {
+        self.rows.incarnation()
+    }
+}
