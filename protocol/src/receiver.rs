@@ -213,3 +213,91 @@ impl Receiver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::Urgency;
+    use crate::time::UnixMillis;
+
+    const TAG: CursorTag = CursorTag([7; 16]);
+
+    fn id(seq: u64) -> EnvelopeId {
+        EnvelopeId(u128::from(seq).to_be_bytes())
+    }
+
+    fn deliver(seq: u64, prev: u64) -> Deliver {
+        Deliver {
+            seq: Seq(seq),
+            prev: Seq(prev),
+            envelope_id: id(seq),
+            sender: None,
+            at: UnixMillis(0),
+            expires_at: UnixMillis(0),
+            payload: bytes::Bytes::new(),
+            urgency: Urgency::Message,
+        }
+    }
+
+    #[test]
+    fn a_delivery_that_does_not_join_on_breaks_the_connection() {
+        let mut receiver = Receiver::new();
+        receiver.on_welcome(Seq(4), TAG);
+        assert_eq!(receiver.on_deliver(&deliver(5, 4)), Received::Take);
+        assert_eq!(receiver.on_deliver(&deliver(5, 4)), Received::AlreadyHave);
+        assert_eq!(receiver.on_deliver(&deliver(8, 6)), Received::Broken);
+        receiver.on_upto(Seq(6));
+        assert_eq!(receiver.on_deliver(&deliver(8, 6)), Received::Take);
+        // Nothing was acked by the app: nothing may be acked to the server.
+        assert_eq!(receiver.poll_ack(), None);
+    }
+
+    #[test]
+    fn acks_are_contiguous_and_never_beyond_what_this_connection_told() {
+        let mut receiver = Receiver::new();
+        receiver.on_welcome(Seq(0), TAG);
+        for seq in 1..=3 {
+            assert_eq!(receiver.on_deliver(&deliver(seq, seq - 1)), Received::Take);
+        }
+        receiver.app_acked(Seq(2), id(2));
+        assert_eq!(receiver.poll_ack(), None);
+        receiver.app_acked(Seq(1), id(1));
+        assert_eq!((receiver.poll_ack(), receiver.poll_ack()), (Some(Seq(2)), None));
+        // A new connection that starts where the Hello said, before the last ack of the app.
+        receiver.app_acked(Seq(3), id(3));
+        receiver.on_welcome(Seq(1), TAG);
+        assert_eq!(receiver.poll_ack(), None);
+        assert_eq!(receiver.on_deliver(&deliver(2, 1)), Received::AlreadyHave);
+        assert_eq!(receiver.poll_ack(), Some(Seq(2)));
+        assert_eq!(receiver.cursor(), Some(Cursor { tag: TAG, seq: Seq(3) }));
+    }
+
+    #[test]
+    fn the_memory_of_ids_is_bounded_and_survives_a_restart() {
+        let mut receiver = Receiver::new();
+        receiver.on_welcome(Seq(0), TAG);
+        let count = Receiver::SEEN_MAX as u64 + 10;
+        for seq in 1..=count {
+            assert_eq!(receiver.on_deliver(&deliver(seq, seq - 1)), Received::Take);
+            receiver.app_acked(Seq(seq), id(seq));
+        }
+        assert_eq!(receiver.seen().count(), Receiver::SEEN_MAX);
+        assert_eq!(receiver.seen_ids.len(), Receiver::SEEN_MAX);
+        // The ids were durable, the cursor was not.
+        let mut again = Receiver::restore(Some(Cursor { tag: TAG, seq: Seq(count - 1) }), receiver.seen());
+        again.on_welcome(Seq(count - 1), TAG);
+        assert_eq!(again.on_deliver(&deliver(count, count - 1)), Received::AlreadyHave);
+        assert_eq!(again.poll_ack(), Some(Seq(count)));
+    }
+
+    #[test]
+    fn more_open_envelopes_than_any_window_break_the_connection() {
+        let mut receiver = Receiver::new();
+        receiver.on_welcome(Seq(0), TAG);
+        let max = Receiver::OPEN_MAX as u64;
+        for seq in 1..=max {
+            assert_eq!(receiver.on_deliver(&deliver(seq, seq - 1)), Received::Take);
+        }
+        assert_eq!(receiver.on_deliver(&deliver(max + 1, max)), Received::Broken);
+    }
+}

@@ -373,11 +373,4 @@ impl Session {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::Session;
-
-    #[test]
-    fn a_session_is_small() {
-        assert!(size_of::<Session>() <= 400, "{} bytes", size_of::<Session>());
-    }
-}
+mod tests;

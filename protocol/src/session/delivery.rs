@@ -127,6 +127,12 @@ impl Delivery {
         (self.ready.len() + self.unacked.len(), self.ready_bytes + self.unacked_bytes)
     }
 
+    /// Items that the queues have room for: memory that is held.
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.ready.capacity() + self.unacked.capacity()
+    }
+
     pub(super) fn window_bytes(&self) -> u32 {
         self.window_bytes
     }
