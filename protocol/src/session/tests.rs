@@ -129,7 +129,8 @@ fn an_ack_that_opens_a_full_window_writes_the_cursor_at_once() {
 
 #[test]
 fn revoked_superseded_and_erased_sessions_close_and_say_nothing_more() {
-    let cases: [(fn(&mut Session), Option<CloseCode>); 6] = [
+    type Event = fn(&mut Session);
+    let cases: [(Event, Option<CloseCode>); 6] = [
         (|session| session.on_device_news(Time(1), &news(3, 3, true)), Some(CloseCode::DeviceRevoked)),
         (|session| session.on_device_news(Time(1), &news(4, 1, false)), Some(CloseCode::ConnectedElsewhere)),
         (|session| session.on_device_news(Time(1), &news(3, 4, false)), Some(CloseCode::ConnectedElsewhere)),

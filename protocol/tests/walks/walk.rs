@@ -145,6 +145,9 @@ impl Walk {
                 self.counters.stale_bells += u64::from(seq <= wire.session.known_head());
                 wire.session.on_doorbell(self.now, seq, slot.as_ref());
                 let took = wire.session.held().0 > held;
+                let heard = wire.session.known_head() >= seq || wire.session.closing().is_some();
+                assert!(heard, "a doorbell without a slot is heard");
+                assert!(!(took && wire.read.is_some()), "the read that is out brings it");
                 self.counters.bell_delivered += u64::from(took);
                 // A doorbell of exactly the next slot delivers at once.
                 if idle && next {
@@ -166,7 +169,11 @@ impl Walk {
     fn probe(&mut self) {
         let head = Seq(self.model.head().0.saturating_sub(self.rng.below(3)));
         for device in &mut self.devices {
-            let news = newest(&device.model);
+            let mut news = newest(&device.model);
+            if self.rng.percent(30) {
+                // Old news, from before the newest attach.
+                news.epoch = Epoch(news.epoch.0.saturating_sub(1));
+            }
             for wire in device.wires.iter_mut().filter(|_| self.rng.percent(70)) {
                 wire.session.on_head(self.now, head);
                 wire.news(self.now, &news);
