@@ -1,0 +1,73 @@
+//! A server that the harness starts itself, so that it may kill it. **Invariant:** only a process that was started here is
+//! ever killed, and none is left behind.
+
+use anyhow::{Context, Result, bail};
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::{Child, Command};
+
+/// How long a server may take until it accepts connections.
+const START_MAX: Duration = Duration::from_mins(1);
+
+/// A server process under our hand.
+#[derive(Debug)]
+pub struct Spawned {
+    command: Vec<String>,
+    address: SocketAddr,
+    child: Child,
+}
+
+impl Spawned {
+    /// Starts `command` and waits until `address` accepts a connection. Its output goes to our standard error.
+    pub async fn start(command: Vec<String>, address: SocketAddr) -> Result<Self> {
+        if tokio::net::TcpStream::connect(address).await.is_ok() {
+            bail!(
+                "something serves {address} already; end it, or choose another address for the server under test"
+            );
+        }
+        let child = spawn(&command)?;
+        let mut spawned = Self { command, address, child };
+        spawned.serving().await?;
+        Ok(spawned)
+    }
+
+    /// Kills the process with SIGKILL, at once.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.child.kill().await.context("cannot kill the server")
+    }
+
+    /// Starts it again after a [`Spawned::kill`] and waits until it serves.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.child = spawn(&self.command)?;
+        self.serving().await
+    }
+
+    async fn serving(&mut self) -> Result<()> {
+        let tries = async {
+            loop {
+                if let Some(status) = self.child.try_wait()? {
+                    bail!("the server ended by itself with {status}; its own message stands above");
+                }
+                if tokio::net::TcpStream::connect(self.address).await.is_ok() {
+                    return Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(START_MAX, tries)
+            .await
+            .with_context(|| format!("the server does not accept connections on {}", self.address))?
+    }
+}
+
+fn spawn(command: &[String]) -> Result<Child> {
+    let (program, arguments) = command.split_first().context("the command of the server is empty")?;
+    Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("cannot start {program}"))
+}
