@@ -36,8 +36,8 @@ pub struct Tuning {
     pub outbox_items_max: usize,
     /// Their bytes.
     pub outbox_bytes_max: usize,
-    /// Submits in flight to one recipient. One keeps the order of this device's envelopes at the recipient whatever
-    /// happens; more is faster and asks the gateway to hold a recipient's lane behind an undecided entry.
+    /// Submits in flight to one recipient. More than one relies on a gateway that holds a recipient's lane behind an
+    /// undecided entry until that entry comes again, as Chappe's does; 1 keeps the order with any gateway.
     pub lane_depth: usize,
     /// Envelopes and other events that the application has not taken or not acked; beyond it the socket is not read.
     pub inbox_items_max: usize,
@@ -66,7 +66,7 @@ impl Default for Tuning {
         Self {
             outbox_items_max: 1024,
             outbox_bytes_max: 16 * 1024 * 1024,
-            lane_depth: 1,
+            lane_depth: 16,
             inbox_items_max: 512,
             inbox_bytes_max: 4 * 1024 * 1024,
             message_bytes_max: 1024 * 1024 + 4096,

@@ -1,5 +1,30 @@
 //! The Rust SDK of Chappe, the delivery network under a secure messaging app.
 //! **Invariant:** an accepted submit is durable; an envelope reaches the application once, in order, until acked.
+//!
+//! ```no_run
+//! use chappe_client::{Client, Event, Outgoing};
+//!
+//! # async fn example(token: String) -> Result<(), chappe_client::ClientError> {
+//! let client = Client::builder("wss://chat.example").device("phone").token(token).connect().await?;
+//! let receipt = client.submit(Outgoing::new("already encrypted").to("ben")).await?;
+//! assert!(receipt.all_accepted());
+//! while let Some(event) = client.next_event().await {
+//!     if let Event::Envelope(envelope) = event {
+//!         // Store it first: after the ack the server forgets it.
+//!         envelope.ack();
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! **Sending.** [`Client::submit`] resolves when every target is decided; the SDK retries the same submit over lost
+//! connections for at most 24 hours. Submits to one recipient arrive in the order of the calls.
+//! **Receiving.** Take events, store what they bring, ack. What is dropped without an ack comes again after the next
+//! connect. While the application is slow the server waits; nothing is lost.
+//! **State directory.** With [`Builder::state_dir`] undecided submits, the cursor and the ids of the last 4,096 acked
+//! envelopes survive the process. Its files hold payloads as they were submitted: encrypt them before.
+//! **States.** [`Client::states`] tells what goes on; [`State::Superseded`] and [`State::Failed`] need the application.
 
 mod builder;
 mod carrier;
