@@ -6,6 +6,7 @@
 
 mod device;
 mod garbage;
+mod heal;
 mod walk;
 mod wire;
 
