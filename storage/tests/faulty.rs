@@ -3,9 +3,11 @@
 
 use async_trait::async_trait;
 use chappe_protocol::world::World;
-use chappe_storage::conformance::Backend;
+use chappe_storage::conformance::{Backend, Bench};
 use chappe_storage::faulty::{Faults, Faulty};
 use chappe_storage::memory::MemoryRows;
+use chappe_storage::planted::Planted;
+use chappe_storage::{Store, StoreError};
 use std::sync::Arc;
 
 struct FaultyMemory(Arc<Faulty<MemoryRows>>);
@@ -35,3 +37,33 @@ impl Backend for FaultyMemory {
 }
 
 chappe_storage::conformance!(FaultyMemory, seeds: 0..20);
+
+/// Appends lists over a failing database, and looks what those left behind that "certainly wrote nothing".
+async fn lies_about_unavailable(seed: u64, planted: Option<Planted>) -> bool {
+    let mut bench = Bench::<FaultyMemory>::open_seeded(seed).await;
+    bench.planted = planted;
+    let (log, rows) = (bench.log().0, bench.rows());
+    let mut refused = Vec::new();
+    for first in (0..40).step_by(5) {
+        // Each crosses an edge: its first part may be written when the second meets an error.
+        let list: Vec<_> = (first..first + 5).map(|n| bench.entry(n)).collect();
+        if let Err(StoreError::Unavailable(_)) = log.append(bench.mailbox, &list, None).await {
+            refused.extend(first..first + 5);
+        }
+    }
+    rows.switch(false);
+    rows.settle().await;
+    let numbers = bench.numbers(&bench.log()).await;
+    refused.iter().any(|n| numbers.contains(n))
+}
+
+/// `Unavailable` is a promise.
+#[tokio::test(start_paused = true)]
+async fn unavailable_has_written_nothing() {
+    let mut noticed = false;
+    for seed in 0..300 {
+        assert!(!lies_about_unavailable(seed, None).await, "seed {seed}: it was written after all");
+        noticed |= lies_about_unavailable(seed, Some(Planted::UnknownToldAsUnavailable)).await;
+    }
+    assert!(noticed, "the defect goes unnoticed");
+}

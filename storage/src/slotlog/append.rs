@@ -30,7 +30,7 @@ struct Call<'a> {
     found: BTreeMap<EnvelopeId, Appended>,
     /// Buckets below were searched; `None`: none yet.
     searched: Option<Bucket>,
-    /// Something of this call is in the log, by this call.
+    /// Something of this call is in the log, perhaps by this call.
     wrote: bool,
 }
 
@@ -183,6 +183,8 @@ impl<R: Rows> SlotLog<R> {
             }
             Applied::No { head, existing } => {
                 add(&self.counters.refused, 1);
+                // They may stand there by an undecided try of this very batch.
+                call.wrote |= !existing.is_empty();
                 call.found.extend(existing.into_iter().map(|(id, seq)| (id, Appended::Duplicate(seq))));
                 if head.map(|head| head.seq) < batch.expected {
                     add(&self.counters.heads_back, 1);
