@@ -37,10 +37,11 @@ async fn send(routers: &[Router], mailbox: MailboxId, sender: u64, seed: u64) ->
         let router = rng.pick(routers).unwrap();
         // A base is honest only if it was learned before the first transmission of every entry.
         let base = if sent <= done { learned } else { None };
-        if sent <= done && learned.is_none() {
-            if let Reply::Base(bucket) = router.handle(Request::Base(mailbox)).await {
-                learned = Some(bucket);
-            }
+        if sent <= done
+            && learned.is_none()
+            && let Reply::Base(bucket) = router.handle(Request::Base(mailbox)).await
+        {
+            learned = Some(bucket);
         }
         sent = sent.max(upto);
         let budget = Millis(rng.between(20, 400));
