@@ -93,7 +93,11 @@ async fn a_long_list_stops_where_its_second_batch_fails() {
     let cluster = Cluster::new(6);
     let ben = cluster.mailbox("ben", &["phone"]).await;
     let ids: Vec<u64> = (0..100).collect();
-    cluster.store.script(&[Fault::Slow(0), Fault::Unavailable]);
+    cluster.store.script(&[Fault::Unavailable, Fault::Slow(0), Fault::Unavailable]);
+    let replies = cluster.submit(submit_of("ana", ben, None, &ids)).await;
+    assert_eq!(outcomes(&replies)[..2], [Outcome::Unavailable, Outcome::NotAttempted]);
+    cluster.settle().await;
+    assert!(cluster.log(ben).await.is_empty(), "nothing behind the first batch was attempted");
     let replies = cluster.submit(submit_of("ana", ben, None, &ids)).await;
     let outcomes = outcomes(&replies);
     assert_eq!(outcomes[..64], vec![Outcome::Accepted; 64]);
@@ -252,7 +256,10 @@ async fn a_remembered_device_set_refuses_nobody() {
     let mut to_laptop = submit_of("ana", ben, None, &[2]);
     to_laptop.lists[0].entries[0].devices = DeviceFilter::Only(vec![device("laptop")]);
     assert_eq!(outcomes(&cluster.submit(to_laptop).await), [Outcome::Accepted]);
-    let mut stale = submit_of("ana", ben, None, &[3]);
+    let cleo = cluster.mailbox("cleo", &["phone"]).await;
+    assert_eq!(outcomes(&cluster.submit(submit_of("ana", cleo, None, &[3])).await), [Outcome::Accepted]);
+    cluster.mailbox("cleo", &["laptop"]).await;
+    let mut stale = submit_of("ana", cleo, None, &[4]);
     stale.lists[0].entries[0].device_set_version = Some(1);
     let changed = Outcome::DevicesChanged { version: 2, devices: vec![device("laptop"), device("phone")] };
     assert_eq!(outcomes(&cluster.submit(stale).await), [changed]);
