@@ -1,15 +1,17 @@
-//! Power cuts: whatever subset of the unsynced writes the disk kept, in whatever order, torn or whole, no accepted entry is lost.
+//! Power cuts: whatever subset of the unsynced writes the disk kept, in whatever order, torn or whole, no accepted entry is lost,
+//! and no slot is there without the pending note before it.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
 mod support;
 
+use chappe_protocol::time::UnixMillis;
 use chappe_storage::embedded::{EmbeddedConfig, EmbeddedRows};
 use chappe_storage::rows::Rows;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use std::sync::Arc;
 use support::disk::SimFile;
-use support::{Clock, append, dense, entry, partition};
+use support::{Clock, START, append, dense, entry, partition};
 
 const SEEDS: u64 = 220;
 
@@ -36,6 +38,7 @@ async fn one_life(seed: u64, sync: bool) -> Result<(), String> {
             let count = rng.random_range(1..=3);
             let size = if rng.random_bool(0.1) { 9000 } else { 200 };
             let entries: Vec<_> = (top + 1..=top + count).map(|seq| entry(mailbox, seq, size)).collect();
+            rows.add_pending(of.mailbox).await.map_err(|error| error.to_string())?;
             let answer = append(&rows, of, top, &entries).await;
             // Looked at after the answer: a cut seen later cannot have come before it.
             if answer.is_ok() && !file.is_cut() {
@@ -47,8 +50,12 @@ async fn one_life(seed: u64, sync: bool) -> Result<(), String> {
     let after = SimFile::new(image, seed);
     let rows = EmbeddedRows::open_layer(after, Clock::new(seed), EmbeddedConfig::default());
     let rows = rows.map_err(|error| format!("does not open: {error}"))?;
+    let noted = rows.pending_since(UnixMillis(START)).await.map_err(|error| error.to_string())?.0;
     for (mailbox, accepted) in (0_u8..).zip(accepted) {
         let there = dense(&rows, mailbox).await;
+        if there > 0 && !noted.contains(&partition(mailbox, 0).mailbox) {
+            return Err(format!("mailbox {mailbox}: {there} slots without a pending note"));
+        }
         if there < accepted {
             return Err(format!("mailbox {mailbox}: {accepted} accepted, {there} there"));
         }

@@ -16,11 +16,11 @@ enum Section {
     Log = 5,
 }
 
-/// What a partition of the log holds.
+/// What a partition of the log holds. The head lies behind the newest slot, so that an append changes both on one page.
 #[derive(Clone, Copy)]
 enum Kind {
-    Head = 0,
-    Slot = 1,
+    Slot = 0,
+    Head = 1,
     Id = 2,
 }
 
@@ -99,12 +99,12 @@ pub(super) fn slot(of: Partition, seq: Seq) -> Vec<u8> {
 
 /// The slots behind `after` (exclusive) up to the end of the partition.
 pub(super) fn slots_behind(of: Partition, after: Seq) -> (Vec<u8>, Vec<u8>) {
-    (slot(of, after.next()), partition(of, Kind::Id))
+    (slot(of, after.next()), partition(of, Kind::Head))
 }
 
 /// All slots of a partition.
 pub(super) fn slots(of: Partition) -> (Vec<u8>, Vec<u8>) {
-    (partition(of, Kind::Slot), partition(of, Kind::Id))
+    (partition(of, Kind::Slot), partition(of, Kind::Head))
 }
 
 /// The place in a slot's key.
