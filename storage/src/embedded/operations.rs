@@ -3,7 +3,7 @@
 
 use super::EmbeddedRows;
 use super::append::{self, Owned};
-use super::expiry::{self, PENDING_MS, due_at};
+use super::expiry::{PENDING_MS, due_at};
 use super::keys::{self, Mortal};
 use super::table::{Failure, Reads};
 use super::values::{self, Damaged};
@@ -293,7 +293,7 @@ impl EmbeddedRows {
     /// Runs the background removal until nothing is left to do; returns the number of steps.
     pub async fn remove_ended(&self) -> Result<usize> {
         let mut steps = 1;
-        while self.write(0, expiry::step).await? {
+        while self.write(0, super::expiry::step).await? {
             steps += 1;
         }
         Ok(steps)
