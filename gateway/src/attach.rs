@@ -16,6 +16,9 @@ use chappe_router::presence::Lease;
 use chappe_storage::{Attach, Attached, Device, StoreError};
 use std::sync::Arc;
 
+/// For a router to ring the gateways of older sockets; a Welcome waits no longer for it.
+const ANNOUNCE_MAX: Millis = Millis::from_secs(1);
+
 /// A session that begins.
 pub(crate) struct Beginning {
     pub(crate) core: Core,
@@ -79,7 +82,6 @@ pub(crate) async fn attach(gateway: &Arc<Gateway>, hello: Hello) -> Result<Begin
     }
     if hello.role == Role::Main {
         core.read_head();
-        announce(gateway, &handle);
     }
     let counter =
         if found.resumed { &gateway.metrics.resumed_total } else { &gateway.metrics.attached_total };
@@ -171,6 +173,7 @@ async fn peek(
 }
 
 async fn lease(gateway: &Gateway, mailbox: MailboxId, found: &Found) -> bool {
+    announce(gateway, mailbox, found).await;
     let device = &found.attached.device;
     let lease = Lease {
         mailbox,
@@ -183,23 +186,20 @@ async fn lease(gateway: &Gateway, mailbox: MailboxId, found: &Found) -> bool {
     gateway.presence.lease(&[lease]).await.first().copied().unwrap_or(true)
 }
 
-/// Has the routers tell the gateways of older sockets of the device. Not waited for; the probe makes it good.
-fn announce(gateway: &Arc<Gateway>, handle: &Arc<Handle>) {
+/// Has the routers tell the gateways of older sockets of the device, which are found by their leases: before ours takes
+/// their place. Whatever becomes of it, the probe makes it good.
+async fn announce(gateway: &Gateway, mailbox: MailboxId, found: &Found) {
+    let device = &found.attached.device;
     let news = DeviceNews {
-        device: handle.device.clone(),
-        epoch: handle.epoch,
-        connection: handle.connection,
+        device: device.device.clone(),
+        epoch: device.epoch,
+        connection: found.connection,
         revoked: false,
     };
-    let (gateway, mailbox) = (Arc::clone(gateway), handle.mailbox);
-    let tasks = gateway.tasks.clone();
-    tasks.spawn(async move {
-        let request = Request::Attached(internode::Attached { mailbox, news });
-        let budget = gateway.config.request_budget;
-        if gateway.links.request(mailbox, request, budget).await.is_err() {
-            tracing::debug!("no router could announce an attach");
-        }
-    });
+    let request = Request::Attached(internode::Attached { mailbox, news });
+    if gateway.links.request(mailbox, request, ANNOUNCE_MAX).await.is_err() {
+        tracing::debug!("no router could announce an attach");
+    }
 }
 
 fn welcome(gateway: &Gateway, handle: &Handle, found: &Found) -> Welcome {

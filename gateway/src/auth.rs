@@ -57,6 +57,9 @@ pub enum TokenError {
     /// Signature, form, claims or device are wrong: another token is needed.
     #[error("the token is not valid")]
     Invalid,
+    /// It is good, for another device.
+    #[error("the token is for another device")]
+    OtherDevice,
     /// It was good once: a fresh one will do.
     #[error("the token has expired")]
     Expired,
@@ -66,7 +69,7 @@ impl TokenError {
     /// What the connection is closed with.
     pub const fn close_code(self) -> CloseCode {
         match self {
-            Self::Invalid => CloseCode::TokenInvalid,
+            Self::Invalid | Self::OtherDevice => CloseCode::TokenInvalid,
             Self::Expired => CloseCode::TokenExpired,
         }
     }
@@ -165,7 +168,7 @@ impl TokenVerifier {
         let user = UserId::new(&claims.sub).map_err(|_| TokenError::Invalid)?;
         let claimed = DeviceId::new(&claims.device).map_err(|_| TokenError::Invalid)?;
         if claimed != *device {
-            return Err(TokenError::Invalid);
+            return Err(TokenError::OtherDevice);
         }
         // Last: only who holds an otherwise good token learns that it has expired.
         if now >= valid_until {
@@ -184,3 +187,6 @@ fn numeric_date(seconds: f64) -> Result<UnixMillis, TokenError> {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked against both bounds above
     Ok(UnixMillis((seconds * 1000.0) as u64))
 }
+
+#[cfg(test)]
+mod tests;

@@ -150,3 +150,17 @@ pub(crate) async fn say_goodbye<T: Transport>(
 pub(crate) fn queue_frame<T: Transport>(transport: &mut T, frame: &ServerFrame) {
     transport.queue_with(&mut |out| frame.encode_into(out));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::websocket::WebSocket;
+    use tokio::net::TcpStream;
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        let bytes = size_of::<Connection<WebSocket<TcpStream>>>();
+        println!("a connection is {bytes} bytes, {} of them without its socket", size_of::<Core>());
+        assert!(bytes <= 1536, "{bytes} bytes: what is rarely needed belongs into a box");
+    }
+}

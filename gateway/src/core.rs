@@ -1,9 +1,10 @@
 //! What a connection knows and does beside its socket. **Invariant:** one read, one cursor write at a time; what a peer
 //! makes wait is bounded, because its socket is not read while it does.
 
+use crate::auth::TokenError;
 use crate::connection::{End, Event, OUT_BYTES_MAX, queue_frame};
 use crate::handle::{Handle, Inbox};
-use crate::limits::{Bucket, FrameRate, Hit, Verdict, check_submit, limit_error};
+use crate::limits::{Bucket, FrameRate, Hit, Verdict, check_submit, limit_error, refresh_refused};
 use crate::reads::Span;
 use crate::shared::Gateway;
 use crate::submits::Submits;
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use chappe_protocol::close::CloseCode;
 use chappe_protocol::envelope::{Page, Sender};
 use chappe_protocol::frame::{ClientFrame, FrameError, Limits, Role, Secret, ServerFrame, Submit};
-use chappe_protocol::id::{Seq, UserId};
+use chappe_protocol::id::{Seq, SubmitId, UserId};
 use chappe_protocol::session::{Action, Session};
 use chappe_protocol::time::{Millis, Time};
 use futures_util::FutureExt;
@@ -25,6 +26,13 @@ use std::task::{Context, Poll};
 const TOO_LARGE: u16 = 1009;
 /// A peek that has seen its backlog may still submit: it ends when it was silent for so long.
 const PEEK_LINGER: Millis = Millis::from_secs(2);
+
+/// When a peek that has seen its backlog ends.
+struct PeekEnd {
+    /// Since its last frame, or the end of its last submit.
+    idle_since: Time,
+    until: Time,
+}
 
 /// A connection without its socket.
 pub(crate) struct Core {
@@ -49,8 +57,8 @@ pub(crate) struct Core {
     stalled_since: Option<Time>,
     /// The drain closes it then.
     drained_at: Option<Time>,
-    /// The peek has seen its backlog; since its last frame.
-    peek_idle_since: Option<Time>,
+    /// The peek has seen its backlog.
+    peek: Option<PeekEnd>,
     ending: Option<End>,
 }
 
@@ -84,7 +92,7 @@ impl Core {
             valid_until,
             stalled_since: None,
             drained_at: None,
-            peek_idle_since: None,
+            peek: None,
             ending: None,
         }
     }
@@ -223,7 +231,7 @@ impl Core {
         if self.valid_until <= now {
             self.end(CloseCode::TokenExpired);
         }
-        if due(self.peek_deadline()) && self.submits.as_ref().is_none_or(|submits| !submits.is_working()) {
+        if due(self.peek_deadline()) {
             self.end(CloseCode::PeekEnded);
         }
     }
@@ -233,7 +241,7 @@ impl Core {
     }
 
     fn peek_deadline(&self) -> Option<Time> {
-        self.peek_idle_since.map(|since| since + PEEK_LINGER)
+        self.peek.as_ref().map(|peek| (peek.idle_since + PEEK_LINGER).min(peek.until))
     }
 
     /// One thing from the socket.
@@ -244,9 +252,8 @@ impl Core {
         match inbound {
             Inbound::Message(message) => self.on_message(message),
             Inbound::Control => {
-                if self.is_within_rate() {
-                    self.session.handle_frame(self.now);
-                }
+                self.session.handle_frame(self.now);
+                let _within = self.check_rate();
             }
             Inbound::Close(_) => self.ending = Some(End::Gone),
         }
@@ -254,19 +261,18 @@ impl Core {
 
     /// One frame of the client.
     pub(crate) fn on_message(&mut self, message: &[u8]) {
-        if !self.is_within_rate() {
-            return;
-        }
         let now = self.now;
         self.session.handle_frame(now);
-        if let Some(since) = &mut self.peek_idle_since {
-            *since = now;
+        let too_fast = self.check_rate();
+        if let Some(peek) = &mut self.peek {
+            peek.idle_since = now;
         }
         match ClientFrame::decode(Bytes::copy_from_slice(message)) {
-            Ok(ClientFrame::Submit(submit)) => self.on_submit(submit),
+            Ok(ClientFrame::Submit(submit)) => self.on_submit(submit, too_fast),
             Ok(ClientFrame::Ack { upto }) => self.session.handle_ack(now, upto),
             Ok(ClientFrame::Ping { nonce }) => self.session.handle_ping(now, nonce),
-            Ok(ClientFrame::Refresh { token }) => self.on_refresh(&token),
+            Ok(ClientFrame::Refresh { token }) if too_fast.is_none() => self.on_refresh(&token),
+            Ok(ClientFrame::Refresh { .. }) => self.answers.push(ServerFrame::Error(refresh_refused())),
             Ok(ClientFrame::Hello(_)) => self.end(CloseCode::HelloExpected),
             // From a newer client: ignored.
             Err(FrameError::UnknownFrame) => {}
@@ -274,49 +280,64 @@ impl Core {
         }
     }
 
-    fn is_within_rate(&mut self) -> bool {
+    /// Counts a frame. `Some`: it came too fast; the first of an excess is told so at once. Signs of life, acks and pings
+    /// still count, since they cost nothing.
+    fn check_rate(&mut self) -> Option<Hit> {
+        let hit = |retry_after_ms| Hit { name: "frames_per_second_max", retry_after_ms };
         match self.frames.on_frame(self.now, &self.gateway.config.session.limits) {
-            Verdict::Within | Verdict::Beyond => true,
+            Verdict::Within => None,
             Verdict::Warn { retry_after_ms } => {
-                self.refuse(Hit { name: "frames_per_second_max", retry_after_ms }, None);
-                true
+                self.refuse(hit(retry_after_ms), None);
+                Some(hit(retry_after_ms))
             }
+            Verdict::Beyond { retry_after_ms } => Some(hit(retry_after_ms)),
             Verdict::Close => {
                 self.end(CloseCode::RateLimited);
-                false
+                Some(hit(1000))
             }
         }
     }
 
-    fn on_submit(&mut self, submit: Submit) {
+    fn on_submit(&mut self, submit: Submit, too_fast: Option<Hit>) {
         let config = &self.gateway.config;
         let in_flight = self.submits.as_ref().map_or(0, |submits| submits.in_flight());
         let limits: &Limits = &config.session.limits;
-        let mut hit = check_submit(&submit, limits, in_flight).err();
+        let mut hit = too_fast.or_else(|| check_submit(&submit, limits, in_flight).err());
         if hit.is_none() && submit.ephemeral {
             let (rate, burst) = (config.ephemerals_per_second, config.ephemerals_burst);
             let taken = self.ephemerals.take(self.now, rate, burst);
             hit = taken.err().map(|retry_after_ms| Hit { name: "ephemerals_per_second_max", retry_after_ms });
         }
+        let now = self.now;
         if let Some(hit) = hit {
-            self.refuse(hit, Some(&submit));
+            self.refuse(hit, Some(submit.submit_id));
+            // It will come again: nothing that was sent behind it may overtake it.
+            if hit.retry_after_ms > 0 && !submit.ephemeral {
+                self.submits().owe(now, &submit);
+            }
             return;
         }
-        let now = self.now;
-        let submits = self.submits.get_or_insert_with(|| {
-            let sender = Sender { user: self.user.clone(), device: self.handle.device.clone() };
-            Box::new(Submits::new(Arc::clone(&self.gateway), sender))
-        });
         if !submit.ephemeral {
-            submits.admit(now, submit);
-        } else if !submits.admit_ephemeral(submit) {
+            self.submits().admit(now, submit);
+            return;
+        }
+        let id = submit.submit_id;
+        if !self.submits().admit_ephemeral(submit) {
             self.gateway.metrics.ephemerals_dropped_total.inc();
+            self.refuse(Hit { name: "ephemerals_per_second_max", retry_after_ms: 1000 }, Some(id));
         }
     }
 
-    fn refuse(&mut self, hit: Hit, submit: Option<&Submit>) {
+    fn submits(&mut self) -> &mut Submits {
+        self.submits.get_or_insert_with(|| {
+            let sender = Sender { user: self.user.clone(), device: self.handle.device.clone() };
+            Box::new(Submits::new(Arc::clone(&self.gateway), sender))
+        })
+    }
+
+    fn refuse(&mut self, hit: Hit, submit: Option<SubmitId>) {
         self.gateway.metrics.limited_total.with_label_values(&[hit.name]).inc();
-        self.answers.push(ServerFrame::Error(limit_error(hit, submit.map(|submit| submit.submit_id))));
+        self.answers.push(ServerFrame::Error(limit_error(hit, submit)));
     }
 
     fn on_refresh(&mut self, token: &Secret) {
@@ -325,8 +346,10 @@ impl Core {
             Ok(identity) if identity.user == self.user => {
                 self.valid_until = self.now + Millis(identity.valid_until.0.saturating_sub(wall.0));
             }
-            Ok(_) => self.end(CloseCode::TokenInvalid),
-            Err(error) => self.end(error.close_code()),
+            Ok(_) | Err(TokenError::OtherDevice) => self.end(CloseCode::TokenInvalid),
+            Err(TokenError::Invalid | TokenError::Expired) => {
+                self.answers.push(ServerFrame::Error(refresh_refused()));
+            }
         }
     }
 
@@ -357,13 +380,12 @@ impl Core {
 
     fn tell<T: Transport>(&mut self, transport: &mut T, frame: &ServerFrame) {
         queue_frame(transport, frame);
-        if let ServerFrame::Deliver(deliver) = frame {
+        if matches!(frame, ServerFrame::Deliver(_)) {
             self.gateway.metrics.delivered_total.inc();
             #[cfg(feature = "testing")]
             if self.gateway.has_bug(crate::faults::Bug::AckOnSend) {
-                self.session.handle_ack(self.now, deliver.seq);
+                self.session.handle_ack(self.now, self.session.told());
             }
-            let _ = deliver;
         }
     }
 
@@ -378,6 +400,7 @@ impl Core {
             self.gateway.metrics.submit_seconds.observe(seconds);
             self.answers.push(ServerFrame::SubmitResult(finished.result));
         }
+        self.answers.extend(submits.take_ephemeral_results().map(ServerFrame::SubmitResult));
         if submits.is_idle() {
             self.submits = None;
         }
@@ -397,7 +420,10 @@ impl Core {
                 let device = self.handle.device.clone();
                 self.advance = Some(self.gateway.cursors.advance(self.handle.mailbox, device, upto));
             }
-            Action::Close(CloseCode::PeekEnded) => self.peek_idle_since = Some(self.now),
+            Action::Close(CloseCode::PeekEnded) => {
+                let until = self.now + self.gateway.config.session.peek_max;
+                self.peek = Some(PeekEnd { idle_since: self.now, until });
+            }
             Action::Close(code) => self.end(code),
         }
     }
@@ -415,8 +441,9 @@ impl Core {
 
     fn arm(&mut self) {
         // A peek waits for its own submits: looked at again after the next linger.
-        if let (Some(since), true) = (&mut self.peek_idle_since, self.submits.is_some()) {
-            *since = self.now;
+        let working = self.submits.as_ref().is_some_and(|submits| submits.is_working());
+        if let Some(peek) = self.peek.as_mut().filter(|_| working) {
+            peek.idle_since = self.now;
         }
         let optional =
             [self.session.poll_timeout(), self.drained_at, self.write_deadline(), self.peek_deadline()];

@@ -21,6 +21,8 @@ pub(crate) const LIST_BYTES_MAX: usize = 512 * 1024;
 const REQUEST_ENTRIES_MAX: usize = 1024;
 /// An owed entry holds its lane for so long.
 pub(crate) const OWED_MAX: Millis = Millis::from_secs(60);
+/// Recipients with owed entries; beyond it order is no longer guarded against frames that were already on their way.
+const RECIPIENTS_MAX: usize = 4096;
 /// Owed entries that a lane remembers.
 const OWED_ENTRIES_MAX: usize = 1024;
 
@@ -37,6 +39,12 @@ pub(crate) struct LaneEntry {
     pub(crate) payload: Bytes,
     pub(crate) ttl: Millis,
     pub(crate) urgency: Urgency,
+}
+
+impl LaneEntry {
+    fn key(&self) -> (SubmitId, u32) {
+        (self.submit_id, self.number)
+    }
 }
 
 /// The ordered entries for one recipient.
@@ -80,8 +88,7 @@ struct Lane {
 }
 
 impl Lane {
-    fn owe(&mut self, now: Time, entry: &LaneEntry) {
-        let key = (entry.submit_id, entry.number);
+    fn owe(&mut self, now: Time, key: (SubmitId, u32)) {
         if self.owed.is_empty() {
             self.owed_since = now;
         }
@@ -92,18 +99,23 @@ impl Lane {
 
     /// Whether the entry may go: nothing is owed, or it is what is owed first.
     fn admits(&mut self, now: Time, entry: &LaneEntry) -> bool {
-        while !self.owed.is_empty() && now - self.owed_since >= OWED_MAX {
-            self.owed.pop_front();
-            self.owed_since = self.owed_since + OWED_MAX;
-        }
+        self.expire(now);
         match self.owed.front() {
             None => true,
-            Some(first) if *first == (entry.submit_id, entry.number) => {
+            Some(first) if *first == entry.key() => {
                 self.owed.pop_front();
                 self.owed_since = now;
                 true
             }
             Some(_) => false,
+        }
+    }
+
+    /// Forgets owed entries that did not come again.
+    fn expire(&mut self, now: Time) {
+        while !self.owed.is_empty() && now - self.owed_since >= OWED_MAX {
+            self.owed.pop_front();
+            self.owed_since = self.owed_since + OWED_MAX;
         }
     }
 
@@ -160,12 +172,26 @@ impl Lanes {
             if lane.admits(now, &entry) {
                 lane.waiting.push_back(entry);
             } else {
-                lane.owe(now, &entry);
+                lane.owe(now, entry.key());
                 self.settle(&entry, Outcome::NotAttempted, None);
             }
         }
         if count == 0 {
             self.finish(number);
+        }
+    }
+
+    /// Notes a submit that was refused for now: nothing behind it goes before it came again.
+    pub(crate) fn owe(&mut self, now: Time, submit: &Submit) {
+        for target in &submit.targets {
+            if self.recipients.len() >= RECIPIENTS_MAX {
+                self.sweep(now);
+            }
+            if self.recipients.len() >= RECIPIENTS_MAX && !self.recipients.contains_key(&target.user) {
+                return;
+            }
+            let lane = self.recipients.entry(target.user.clone()).or_default();
+            lane.owe(now, (submit.submit_id, target.number));
         }
     }
 
@@ -207,13 +233,13 @@ impl Lanes {
                 };
                 if !outcome.is_decided() {
                     undecided = true;
-                    lane.owe(now, entry);
+                    lane.owe(now, entry.key());
                 }
                 self.settle(entry, outcome, id);
             }
             if undecided {
                 for entry in std::mem::take(&mut lane.waiting) {
-                    lane.owe(now, &entry);
+                    lane.owe(now, entry.key());
                     self.settle(&entry, Outcome::NotAttempted, None);
                 }
             }
@@ -221,6 +247,16 @@ impl Lanes {
                 self.recipients.insert(list.user, lane);
             }
         }
+        if self.recipients.len() >= RECIPIENTS_MAX {
+            self.sweep(now);
+        }
+    }
+
+    fn sweep(&mut self, now: Time) {
+        self.recipients.retain(|_, lane| {
+            lane.expire(now);
+            !lane.is_idle()
+        });
     }
 
     /// The next submit that is answered in full.
@@ -351,6 +387,18 @@ mod tests {
         lanes.admit(Time(3), submit(3, 2, &["ben"]));
         lanes.admit(Time(3), submit(4, 2, &["ben"]));
         assert_eq!(ids(&lanes.poll_batch().unwrap()), vec![vec![1, 2, 3, 4]]);
+    }
+
+    #[test]
+    fn a_refused_submit_is_not_overtaken() {
+        let mut lanes = Lanes::default();
+        lanes.owe(Time(0), &submit(1, 1, &["ben"]));
+        lanes.admit(Time(0), submit(2, 1, &["ben"]));
+        lanes.admit(Time(0), submit(3, 1, &["cara"]));
+        assert_eq!(finished(&mut lanes), vec![(2, vec![Outcome::NotAttempted])]);
+        lanes.admit(Time(1), submit(1, 2, &["ben"]));
+        lanes.admit(Time(1), submit(2, 2, &["ben"]));
+        assert_eq!(ids(&lanes.poll_batch().unwrap()), vec![vec![1, 2], vec![3]]);
     }
 
     #[test]

@@ -38,19 +38,22 @@ impl Bucket {
 pub(crate) enum Verdict {
     /// Go on.
     Within,
-    /// Go on, and tell the client once that it is too fast.
+    /// Too fast: tell the client, once.
     Warn {
         /// Wait so long.
         retry_after_ms: u32,
     },
     /// Too fast already, and told so.
-    Beyond,
+    Beyond {
+        /// Wait so long.
+        retry_after_ms: u32,
+    },
     /// It goes on for too long: close.
     Close,
 }
 
-/// Frames of one connection: `frames_per_second_max` sustained, `frames_burst_max` at once. What exceeds them is still
-/// served, so that no order is broken, until the excess is one more burst.
+/// Frames of one connection: `frames_per_second_max` sustained, `frames_burst_max` at once. What exceeds them has no
+/// effect, but for signs of life; an excess of one more burst closes.
 #[derive(Debug)]
 pub(crate) struct FrameRate {
     bucket: Bucket,
@@ -75,7 +78,7 @@ impl FrameRate {
                 } else if self.excess == 1 {
                     Verdict::Warn { retry_after_ms }
                 } else {
-                    Verdict::Beyond
+                    Verdict::Beyond { retry_after_ms }
                 }
             }
         }
@@ -99,7 +102,7 @@ pub(crate) fn check_submit(submit: &Submit, limits: &Limits, in_flight: usize) -
         return never("targets_max");
     }
     if submit.ttl > limits.ttl_max {
-        return never("ttl_max");
+        return never("ttl_ms_max");
     }
     if in_flight >= limits.submits_in_flight_max as usize {
         return Err(Hit { name: "submits_in_flight_max", retry_after_ms: 100 });
@@ -117,6 +120,19 @@ pub(crate) fn limit_error(hit: Hit, submit: Option<SubmitId>) -> ErrorFrame {
         retry_after_ms: hit.retry_after_ms,
         scope: if submit.is_some() { ErrorScope::Submit } else { ErrorScope::Frame },
         submit_id: submit,
+    }
+}
+
+/// The error that tells a client that its new token was not taken; the old one goes on.
+pub(crate) fn refresh_refused() -> ErrorFrame {
+    ErrorFrame {
+        code: "refresh_refused".to_owned(),
+        message: "the new token is not valid; the old one holds until it expires".to_owned(),
+        retryable: true,
+        limit_name: String::new(),
+        retry_after_ms: 0,
+        scope: ErrorScope::Frame,
+        submit_id: None,
     }
 }
 
@@ -143,7 +159,7 @@ mod tests {
         let verdicts: Vec<Verdict> = (0..500).map(|_| rate.on_frame(Time(0), &limits)).collect();
         assert!(verdicts[..200].iter().all(|v| *v == Verdict::Within));
         assert_eq!(verdicts[200], Verdict::Warn { retry_after_ms: 20 });
-        assert!(verdicts[201..400].iter().all(|v| *v == Verdict::Beyond));
+        assert!(verdicts[201..400].iter().all(|v| *v == Verdict::Beyond { retry_after_ms: 20 }));
         assert_eq!(verdicts[400], Verdict::Close);
     }
 

@@ -6,7 +6,7 @@ use crate::lanes::{Batch, Finished, LaneList, Lanes};
 use crate::shared::Gateway;
 use bytes::Bytes;
 use chappe_protocol::envelope::Sender;
-use chappe_protocol::frame::Submit;
+use chappe_protocol::frame::{Submit, SubmitResult, TargetResult};
 use chappe_protocol::id::{EnvelopeId, MailboxId, UserId};
 use chappe_protocol::internode::{
     self, EntryResult, EphemeralSubmit, Outcome, Reply, Request, SubmitEntry, SubmitList,
@@ -25,23 +25,38 @@ const LOOKUPS_MAX: usize = 16;
 /// Ephemeral submits under way per connection; beyond it they are dropped.
 const EPHEMERALS_MAX: usize = 16;
 
-/// A batch and, per list, one result per entry. `None` of it: an ephemeral submit.
+/// A batch and, per list, one result per entry.
 type Sent = (Batch, Vec<Vec<EntryResult>>);
+
+/// A request that ended.
+enum Ended {
+    Batch(Sent),
+    Ephemeral(SubmitResult),
+}
 
 /// The lanes and the requests that are out.
 pub(crate) struct Submits {
     gateway: Arc<Gateway>,
     sender: Sender,
     lanes: Lanes,
-    running: FuturesUnordered<BoxFuture<'static, Option<Sent>>>,
+    running: FuturesUnordered<BoxFuture<'static, Ended>>,
     ephemerals: usize,
+    ephemeral_results: Vec<SubmitResult>,
     gauged: (usize, usize),
 }
 
 impl Submits {
     pub(crate) fn new(gateway: Arc<Gateway>, sender: Sender) -> Self {
         let running = FuturesUnordered::new();
-        Self { gateway, sender, lanes: Lanes::default(), running, ephemerals: 0, gauged: (0, 0) }
+        Self {
+            gateway,
+            sender,
+            lanes: Lanes::default(),
+            running,
+            ephemerals: 0,
+            ephemeral_results: Vec::new(),
+            gauged: (0, 0),
+        }
     }
 
     /// Takes a submit whose limits were checked.
@@ -51,6 +66,16 @@ impl Submits {
         self.start();
     }
 
+    /// Notes a submit that was refused for now, so that nothing overtakes it.
+    pub(crate) fn owe(&mut self, now: Time, submit: &Submit) {
+        self.lanes.owe(now, submit);
+    }
+
+    /// What became of ephemeral submits.
+    pub(crate) fn take_ephemeral_results(&mut self) -> std::vec::IntoIter<SubmitResult> {
+        std::mem::take(&mut self.ephemeral_results).into_iter()
+    }
+
     /// Takes an ephemeral submit; `false` if too many are under way.
     pub(crate) fn admit_ephemeral(&mut self, submit: Submit) -> bool {
         if self.ephemerals >= EPHEMERALS_MAX {
@@ -58,7 +83,7 @@ impl Submits {
         }
         self.ephemerals += 1;
         let work = send_ephemeral(Arc::clone(&self.gateway), self.sender.clone(), submit);
-        self.running.push(work.map(|()| None).boxed());
+        self.running.push(work.map(Ended::Ephemeral).boxed());
         true
     }
 
@@ -74,7 +99,7 @@ impl Submits {
 
     /// Nothing is left to remember.
     pub(crate) fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.lanes.is_idle()
+        self.running.is_empty() && self.lanes.is_idle() && self.ephemeral_results.is_empty()
     }
 
     /// Whether anything is under way.
@@ -85,13 +110,14 @@ impl Submits {
     /// Drives the requests; ready when one of them ended.
     pub(crate) fn poll_work(&mut self, now: Time, cx: &mut Context<'_>) -> Poll<()> {
         match self.running.poll_next_unpin(cx) {
-            Poll::Ready(Some(Some((batch, results)))) => {
+            Poll::Ready(Some(Ended::Batch((batch, results)))) => {
                 self.lanes.on_results(now, batch, results);
                 self.start();
                 Poll::Ready(())
             }
-            Poll::Ready(Some(None)) => {
+            Poll::Ready(Some(Ended::Ephemeral(result))) => {
                 self.ephemerals -= 1;
+                self.ephemeral_results.push(result);
                 Poll::Ready(())
             }
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
@@ -106,7 +132,7 @@ impl Submits {
     fn start(&mut self) {
         while let Some(batch) = self.lanes.poll_batch() {
             let work = send(Arc::clone(&self.gateway), self.sender.clone(), batch);
-            self.running.push(work.map(Some).boxed());
+            self.running.push(work.map(Ended::Batch).boxed());
         }
         self.measure(self.lanes.entries(), self.lanes.bytes());
     }
@@ -290,22 +316,33 @@ fn same(list: &LaneList, mailbox: Option<MailboxId>, outcome: &Outcome) -> Vec<E
         .collect()
 }
 
-/// Best effort: who cannot be found is left out, and nothing is answered.
-async fn send_ephemeral(gateway: Arc<Gateway>, sender: Sender, submit: Submit) {
+/// Best effort. *Accepted* means here that it was passed on: there is no envelope id, and nothing is retried.
+async fn send_ephemeral(gateway: Arc<Gateway>, sender: Sender, submit: Submit) -> SubmitResult {
     let users = submit.targets.iter().map(|target| target.user.clone()).collect();
     let found = resolve(&gateway, users).await;
-    let targets: Vec<_> = submit
-        .targets
-        .into_iter()
-        .zip(found)
-        .filter_map(|(target, found)| Some((found.ok()?, target.devices, target.payload)))
-        .collect();
-    let Some((first, _, _)) = targets.first() else { return };
-    let (first, budget) = (*first, gateway.config.request_budget);
-    let payloads = submit.payloads;
-    let request = EphemeralSubmit { sender, targets, payloads, urgency: submit.urgency };
-    // Best effort: an ephemeral that is lost is lost.
-    drop(gateway.links.request(first, Request::Ephemeral(request), budget).await);
+    let mut results = Vec::with_capacity(submit.targets.len());
+    let mut targets = Vec::new();
+    for (target, found) in submit.targets.into_iter().zip(found) {
+        let outcome = match found {
+            Ok(mailbox) => {
+                targets.push((mailbox, target.devices, target.payload));
+                Outcome::Accepted
+            }
+            Err(outcome) => outcome,
+        };
+        results.push(TargetResult { number: target.number, outcome, envelope_id: None });
+    }
+    if let Some((first, _, _)) = targets.first() {
+        let (first, budget) = (*first, gateway.config.request_budget);
+        let request = EphemeralSubmit { sender, targets, payloads: submit.payloads, urgency: submit.urgency };
+        let passed_on = gateway.links.request(first, Request::Ephemeral(request), budget).await;
+        if !matches!(passed_on, Ok(Reply::Ephemeral)) {
+            for result in results.iter_mut().filter(|result| result.outcome == Outcome::Accepted) {
+                result.outcome = Outcome::Unavailable;
+            }
+        }
+    }
+    SubmitResult { submit_id: submit.submit_id, attempt: submit.attempt, results }
 }
 
 /// An outcome as a metric's label.

@@ -1,0 +1,218 @@
+//! A client that does exactly what it is told: raw WebSocket frames, no reconnect, no ack by itself.
+
+use super::{Cluster, Gateway};
+use bytes::Bytes;
+use chappe_protocol::envelope::{DeviceFilter, Urgency};
+use chappe_protocol::frame::{
+    ClientFrame, Cursor, Deliver, Hello, Role, Secret, ServerFrame, Submit, SubmitResult, Target, Welcome,
+};
+use chappe_protocol::id::{DeviceId, Seq, SubmitId, UserId};
+use chappe_protocol::internode::Outcome;
+use chappe_protocol::time::Millis;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+pub struct Client {
+    io: DuplexStream,
+    buffer: Vec<u8>,
+    pub welcome: Option<Welcome>,
+}
+
+/// What came in.
+#[derive(Debug, PartialEq)]
+pub enum In {
+    Frame(ServerFrame),
+    Close(u16),
+    End,
+}
+
+pub fn device(name: &str) -> DeviceId {
+    DeviceId::new(name).unwrap()
+}
+
+pub fn submit_to(id: u8, users: &[&str], payload: &[u8]) -> Submit {
+    let targets = users.iter().zip(0..).map(|(user, number)| Target {
+        number,
+        user: UserId::new(user).unwrap(),
+        devices: DeviceFilter::All,
+        device_set_version: None,
+        payload: 0,
+    });
+    Submit {
+        submit_id: SubmitId([id; 16]),
+        attempt: 1,
+        payloads: vec![Bytes::copy_from_slice(payload)],
+        targets: targets.collect(),
+        ttl: Millis(0),
+        urgency: Urgency::Message,
+        ephemeral: false,
+    }
+}
+
+impl Client {
+    /// The WebSocket handshake and nothing else.
+    pub async fn open(gateway: &Gateway) -> Self {
+        let mut io = gateway.knock().await;
+        let request = "GET /v1/connect HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+            Sec-WebSocket-Protocol: chappe.v1\r\n\r\n";
+        io.write_all(request.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(io.read_u8().await.expect("an answer to the handshake"));
+        }
+        assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+        Self { io, buffer: Vec::new(), welcome: None }
+    }
+
+    pub fn hello(cluster: &Cluster, user: &str, name: &str) -> Hello {
+        Hello {
+            token: Secret(cluster.token(user, name)),
+            device: device(name),
+            resume_token: Bytes::new(),
+            cursor: None,
+            role: Role::Main,
+        }
+    }
+
+    /// A welcomed session.
+    pub async fn connect(cluster: &Cluster, gateway: &Gateway, user: &str, name: &str) -> Self {
+        Self::connect_with(gateway, Self::hello(cluster, user, name)).await
+    }
+
+    pub async fn connect_with(gateway: &Gateway, hello: Hello) -> Self {
+        let mut client = Self::open(gateway).await;
+        client.send(&ClientFrame::Hello(hello)).await;
+        match client.next().await {
+            In::Frame(ServerFrame::Welcome(welcome)) => client.welcome = Some(welcome),
+            other => panic!("no welcome but {other:?}"),
+        }
+        client
+    }
+
+    pub fn welcome(&self) -> &Welcome {
+        self.welcome.as_ref().unwrap()
+    }
+
+    /// The hello of a client that was here and has this position.
+    pub fn again(&self, cluster: &Cluster, user: &str, name: &str, seq: u64) -> Hello {
+        let welcome = self.welcome();
+        Hello {
+            resume_token: welcome.resume_token.clone(),
+            cursor: Some(Cursor { tag: welcome.tag, seq: Seq(seq) }),
+            ..Self::hello(cluster, user, name)
+        }
+    }
+
+    pub async fn send(&mut self, frame: &ClientFrame) {
+        assert!(self.try_send_bytes(&frame.encode()).await, "the gateway hung up");
+    }
+
+    pub async fn try_send_bytes(&mut self, payload: &[u8]) -> bool {
+        let mut out = vec![0x82];
+        match payload.len() {
+            n @ 0..=125 => out.push(0x80 | u8::try_from(n).unwrap()),
+            n @ 126..=65_535 => {
+                out.push(0x80 | 0x7e);
+                out.extend_from_slice(&u16::try_from(n).unwrap().to_be_bytes());
+            }
+            n => {
+                out.push(0x80 | 0x7f);
+                out.extend_from_slice(&(n as u64).to_be_bytes());
+            }
+        }
+        let mask = [1, 2, 3, 4];
+        out.extend_from_slice(&mask);
+        out.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+        self.io.write_all(&out).await.is_ok()
+    }
+
+    pub async fn ack(&mut self, upto: u64) {
+        self.send(&ClientFrame::Ack { upto: Seq(upto) }).await;
+    }
+
+    pub async fn submit(&mut self, submit: Submit) -> SubmitResult {
+        let id = submit.submit_id;
+        self.send(&ClientFrame::Submit(submit)).await;
+        loop {
+            match self.next().await {
+                In::Frame(ServerFrame::SubmitResult(result)) if result.submit_id == id => return result,
+                In::Frame(_) => {}
+                other => panic!("no result but {other:?}"),
+            }
+        }
+    }
+
+    pub async fn outcome(&mut self, submit: Submit) -> Outcome {
+        self.submit(submit).await.results.remove(0).outcome
+    }
+
+    /// The next thing, or a panic after ten minutes of silence.
+    pub async fn next(&mut self) -> In {
+        tokio::time::timeout(Duration::from_secs(600), self.receive())
+            .await
+            .expect("something within ten minutes")
+    }
+
+    /// The next thing within a time.
+    pub async fn next_within(&mut self, ms: u64) -> Option<In> {
+        tokio::time::timeout(Duration::from_millis(ms), self.receive()).await.ok()
+    }
+
+    pub async fn deliver(&mut self) -> Deliver {
+        loop {
+            match self.next().await {
+                In::Frame(ServerFrame::Deliver(deliver)) => return deliver,
+                In::Frame(_) => {}
+                other => panic!("no envelope but {other:?}"),
+            }
+        }
+    }
+
+    /// Everything up to the close; its code.
+    pub async fn closed(&mut self) -> u16 {
+        self.until_close().await.1
+    }
+
+    pub async fn until_close(&mut self) -> (Vec<ServerFrame>, u16) {
+        let mut frames = Vec::new();
+        loop {
+            match self.next().await {
+                In::Frame(frame) => frames.push(frame),
+                In::Close(code) => return (frames, code),
+                In::End => panic!("the stream ended without a close, after {frames:?}"),
+            }
+        }
+    }
+
+    /// Cancel-safe: what was read stays in the buffer.
+    async fn receive(&mut self) -> In {
+        loop {
+            if let Some((opcode, payload)) = self.take_frame() {
+                match opcode {
+                    2 => return In::Frame(ServerFrame::decode(Bytes::from(payload)).expect("a good frame")),
+                    8 => return In::Close(u16::from_be_bytes([payload[0], payload[1]])),
+                    _ => continue,
+                }
+            }
+            match self.io.read_buf(&mut self.buffer).await {
+                Ok(0) | Err(_) => return In::End,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    fn take_frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        let bytes = &self.buffer;
+        let short = usize::from(*bytes.get(1)?);
+        let (head, length) = match short {
+            126 => (4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap()))),
+            127 => (10, usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().unwrap())).unwrap()),
+            n => (2, n),
+        };
+        let payload = bytes.get(head..head + length)?.to_vec();
+        let opcode = bytes[0] & 15;
+        self.buffer.drain(..head + length);
+        Some((opcode, payload))
+    }
+}

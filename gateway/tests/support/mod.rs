@@ -1,0 +1,202 @@
+//! A cluster in one process and a raw client, for the tests of the gateway. Time is tokio's, paused.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)] // each test file uses its part; a failed step is a failed test
+
+pub mod client;
+
+use async_trait::async_trait;
+use chappe_gateway::{GatewayConfig, GatewayMetrics, Incoming, Parts, TokenKey, TokenVerifier};
+use chappe_protocol::id::{GatewayId, MailboxId, UserId};
+use chappe_protocol::internode::{Doorbell, Reply, Request};
+use chappe_protocol::session::SessionConfig;
+use chappe_protocol::testing::TestWorld;
+use chappe_protocol::time::{Millis, Time, UnixMillis};
+use chappe_protocol::world::World;
+use chappe_router::links::{LinkError, Links};
+use chappe_router::{Directory, LocalLinks, Router, RouterConfig, RouterMetrics};
+use chappe_storage::Store;
+use chappe_storage::memory::MemoryRows;
+use chappe_storage::slotlog::{LogConfig, SlotLog};
+use futures_util::stream;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub const SECRET: &[u8] = b"a secret of the tests, 32 bytes or more";
+pub const PIPE_BYTES: usize = 32 * 1024;
+
+/// tokio's clock, seeded randomness.
+pub struct TokioWorld {
+    start: tokio::time::Instant,
+    random: TestWorld,
+}
+
+impl World for TokioWorld {
+    fn now(&self) -> Time {
+        Time(u64::try_from(self.start.elapsed().as_millis()).unwrap())
+    }
+    fn wall(&self) -> UnixMillis {
+        UnixMillis(1_767_225_600_000 + self.now().0)
+    }
+    fn fill_random(&self, bytes: &mut [u8]) {
+        self.random.fill_random(bytes);
+    }
+}
+
+/// Links that can lose every doorbell or hang on every submit.
+pub struct TestLinks {
+    pub inner: LocalLinks,
+    pub deaf: AtomicBool,
+    pub hang: AtomicBool,
+    pub probes: AtomicU64,
+    pub submits: AtomicU64,
+}
+
+#[async_trait]
+impl Links for TestLinks {
+    async fn request(
+        &self,
+        mailbox: MailboxId,
+        request: Request,
+        budget: Millis,
+    ) -> Result<Reply, LinkError> {
+        if matches!(request, Request::Submit(_)) {
+            self.submits.fetch_add(1, Ordering::Relaxed);
+            if self.hang.load(Ordering::Relaxed) {
+                tokio::time::sleep(budget.to_std()).await;
+                return Err(LinkError::Timeout);
+            }
+        }
+        if matches!(request, Request::Probe(_)) {
+            self.probes.fetch_add(1, Ordering::Relaxed);
+        }
+        self.inner.request(mailbox, request, budget).await
+    }
+    fn ring(&self, gateway: GatewayId, bell: Doorbell) {
+        if !self.deaf.load(Ordering::Relaxed) {
+            self.inner.ring(gateway, bell);
+        }
+    }
+}
+
+/// Store, router, presence; gateways are added.
+pub struct Cluster {
+    pub world: Arc<TokioWorld>,
+    pub store: Arc<dyn Store>,
+    pub links: Arc<TestLinks>,
+    pub presence: Arc<Directory>,
+    pub router: Router,
+}
+
+impl Cluster {
+    pub fn new() -> Self {
+        Self::with(LogConfig::default())
+    }
+
+    pub fn with(log: LogConfig) -> Self {
+        #[allow(clippy::disallowed_methods)] // the one clock of these tests
+        let start = tokio::time::Instant::now();
+        let world = Arc::new(TokioWorld { start, random: TestWorld::new(7) });
+        let rows = Arc::new(MemoryRows::new(world.clone()));
+        let shape = log.shape;
+        let store: Arc<dyn Store> = Arc::new(SlotLog::new(rows, world.clone(), log));
+        let metrics = Arc::new(RouterMetrics::new(&prometheus::Registry::new()).unwrap());
+        let links = Arc::new(TestLinks {
+            inner: LocalLinks::new(metrics.clone()),
+            deaf: AtomicBool::new(false),
+            hang: AtomicBool::new(false),
+            probes: AtomicU64::new(0),
+            submits: AtomicU64::new(0),
+        });
+        let presence = Arc::new(Directory::new(world.clone(), 10_000, metrics.clone()));
+        let config = RouterConfig { shape, ..RouterConfig::default() };
+        let router =
+            Router::new(config, world.clone(), store.clone(), links.clone(), presence.clone(), metrics);
+        links.inner.add_router(1, router.clone());
+        Self { world, store, links, presence, router }
+    }
+
+    pub fn gateway(&self, number: u8) -> Gateway {
+        self.gateway_with(number, |_| {})
+    }
+
+    pub fn gateway_with(&self, number: u8, tune: impl FnOnce(&mut GatewayConfig)) -> Gateway {
+        let id = GatewayId([number; 16]);
+        let mut config = GatewayConfig::new(id, [5; 32]);
+        tune(&mut config);
+        let metrics = Arc::new(GatewayMetrics::new(&prometheus::Registry::new()).unwrap());
+        let verifier = TokenVerifier::new(&TokenKey::Hs256 { secret: SECRET.to_vec() }).unwrap();
+        let parts = Parts {
+            world: self.world.clone(),
+            store: self.store.clone(),
+            links: self.links.clone(),
+            presence: self.presence.clone(),
+            bells: self.links.inner.add_gateway(id, 1024),
+            verifier: Arc::new(verifier),
+            tls: None,
+            metrics: metrics.clone(),
+        };
+        let (door, incoming) = mpsc::channel::<Incoming<DuplexStream>>(64);
+        let incoming = stream::unfold(incoming, |mut incoming| async move {
+            incoming.recv().await.map(|io| (io::Result::Ok(io), incoming))
+        });
+        let drain = CancellationToken::new();
+        #[allow(clippy::disallowed_methods)] // the test waits for it itself
+        let task = tokio::spawn(chappe_gateway::run(config, parts, incoming, drain.clone()));
+        Gateway { door, drain, task, metrics }
+    }
+
+    /// A token of this user and device, good for an hour.
+    pub fn token(&self, user: &str, device: &str) -> String {
+        let exp = self.world.wall().0 / 1000 + 3600;
+        sign(&serde_json::json!({ "sub": user, "device": device, "exp": exp }))
+    }
+
+    pub async fn mailbox(&self, user: &str) -> MailboxId {
+        self.store.user(&UserId::new(user).unwrap()).await.unwrap().expect("the user exists").mailbox
+    }
+}
+
+pub fn sign(claims: &serde_json::Value) -> String {
+    let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
+}
+
+/// A gateway that runs.
+pub struct Gateway {
+    pub door: mpsc::Sender<Incoming<DuplexStream>>,
+    pub drain: CancellationToken,
+    pub task: JoinHandle<()>,
+    pub metrics: Arc<GatewayMetrics>,
+}
+
+impl Gateway {
+    /// A fresh pipe into it.
+    pub async fn knock(&self) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        let peer = "127.0.0.1:1".parse().unwrap();
+        self.door.send(Incoming { io: theirs, peer }).await.map_err(|_| "the gateway is gone").unwrap();
+        ours
+    }
+}
+
+pub fn session(tune: impl FnOnce(&mut SessionConfig)) -> Arc<SessionConfig> {
+    let mut config = SessionConfig::default();
+    tune(&mut config);
+    Arc::new(config)
+}
+
+impl Cluster {
+    pub fn world_now(&self) -> u64 {
+        self.world.now().0
+    }
+}
+
+impl Cluster {
+    pub fn world_wall(&self) -> u64 {
+        self.world.wall().0
+    }
+}
