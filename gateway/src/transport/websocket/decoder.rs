@@ -65,7 +65,7 @@ struct Step {
 #[derive(Debug, Clone, Copy)]
 struct Assembly {
     text: bool,
-    fragments: u16,
+    fragments: u32,
     /// How many bytes of a text are known to be whole characters.
     characters: usize,
 }

@@ -67,7 +67,7 @@ pub struct CodecLimits {
     /// One message over all its fragments, in bytes (`frame_bytes_max`).
     pub message_bytes_max: u32,
     /// Fragments of one message.
-    pub fragments_max: u16,
+    pub fragments_max: u32,
     /// Pongs that wait in the out buffer; of further pings only the last is answered (RFC 6455 §5.5.3 allows it).
     pub pongs_max: u8,
     /// Whether text messages are taken; otherwise they are refused with 1003.
