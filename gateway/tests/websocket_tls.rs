@@ -31,12 +31,13 @@ async fn connected(pipe: usize) -> (WebSocket<DuplexStream>, TlsStream<DuplexStr
     let (server_config, client_config) = certificates();
     let (client, server) = duplex(pipe);
     let limits = HandshakeLimits::default();
-    let (socket, client) = tokio::join!(accept(server, Some(server_config), &limits), async {
-        let mut client = TlsConnector::from(client_config).connect(name(), client).await.unwrap();
-        upgrade(&mut client).await;
-        client
-    });
-    (socket.unwrap(), client)
+    let (socket, client) =
+        tokio::join!(async { accept(server, Some(server_config), &limits).await.unwrap() }, async {
+            let mut client = TlsConnector::from(client_config).connect(name(), client).await.unwrap();
+            upgrade(&mut client).await;
+            client
+        });
+    (socket, client)
 }
 
 /// Talks through fastwebsockets with an echoing server: random sizes, some in fragments, pings between.

@@ -174,7 +174,10 @@ fn poll_head<IO: AsyncRead + AsyncWrite + Unpin>(
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<Result<usize, Refusal>>> {
     loop {
-        ready!(stream.poll_flush(cx))?;
+        // Reading goes on while the peer does not take what TLS has to say: it may be writing itself.
+        if let Poll::Ready(Err(error)) = stream.poll_flush(cx) {
+            return Poll::Ready(Err(error));
+        }
         let seen = head.len();
         if !ready!(stream.poll_read(cx, &mut |bytes| head.extend_from_slice(bytes)))? {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
