@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use chappe_gateway::transport::websocket::{HandshakeLimits, accept, tls};
 use chappe_gateway::transport::{Inbound, Transport};
 use clap::{Parser, Subcommand, ValueEnum};
-use fastwebsockets::{OpCode, Role};
+use fastwebsockets::{Frame, OpCode, Role};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -120,27 +120,35 @@ fn median(values: &mut [usize]) -> usize {
 
 /// Resident bytes per connection: idle, and after one message each.
 fn measure_once(variant: Variant, count: usize) -> (usize, usize) {
-    let mut server = part(&["server", variant.name()]);
-    let mut said = BufReader::new(server.stdout.take().unwrap()).lines();
+    let mut server = Running(part(&["server", variant.name()]));
+    let mut said = BufReader::new(server.0.stdout.take().unwrap()).lines();
     let address = said.next().unwrap().unwrap();
     let (port, certificate) = address.split_once(' ').unwrap();
-    let mut client = part(&["client", variant.name(), port, certificate, &count.to_string()]);
-    let mut steps = BufReader::new(client.stdout.take().unwrap()).lines();
-    let mut go = client.stdin.take().unwrap();
+    let mut client = Running(part(&["client", variant.name(), port, certificate, &count.to_string()]));
+    let mut steps = BufReader::new(client.0.stdout.take().unwrap()).lines();
+    let mut go = client.0.stdin.take().unwrap();
     let mut step = |go: &mut ChildStdin| {
         let said = steps.next().unwrap().unwrap();
         assert_eq!(said, "ready");
-        let bytes = resident_bytes(server.id());
+        let bytes = resident_bytes(server.0.id());
         writeln!(go).unwrap();
         bytes
     };
     let base = step(&mut go);
     let idle = step(&mut go);
     let after = step(&mut go);
-    server.kill().unwrap();
-    server.wait().unwrap();
-    client.wait().unwrap();
+    drop(go);
     (idle.saturating_sub(base) / (count - WARM_UP), after.saturating_sub(base) / (count - WARM_UP))
+}
+
+/// A process that ends with its owner, whatever happens.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn part(arguments: &[&str]) -> Child {
@@ -227,10 +235,12 @@ async fn echo_fastwebsockets(socket: TcpStream, config: Arc<rustls::ServerConfig
     socket.flush().await.unwrap();
     let mut socket = fastwebsockets::WebSocket::after_handshake(socket, Role::Server);
     while let Ok(frame) = socket.read_frame().await {
-        if frame.opcode == OpCode::Close
-            || socket.write_frame(frame).await.is_err()
-            || socket.flush().await.is_err()
-        {
+        if frame.opcode == OpCode::Close {
+            return;
+        }
+        // A fresh frame: the one that came would be written with its mask.
+        let echo = Frame::binary(frame.payload);
+        if socket.write_frame(echo).await.is_err() || socket.flush().await.is_err() {
             return;
         }
     }
