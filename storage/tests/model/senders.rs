@@ -226,11 +226,17 @@ impl Model for Senders {
 
 /// What keeps the order of a sender that sends ahead.
 pub fn variants(size: Size) -> Vec<Variant> {
-    let (envelopes, rounds_max) = (size.pick(3, 4), size.pick(3, 4));
-    let of = |rules| Senders { envelopes, rounds_max, others_max: 1, rules };
+    let of = |rules| Senders { envelopes: 3, rounds_max: 3, others_max: 1, rules };
+    let designed = of(Rules::AsDesigned);
+    let designed = Senders {
+        envelopes: size.pick(3, 5),
+        rounds_max: size.pick(3, 5),
+        others_max: size.pick(1, 2),
+        ..designed
+    };
     let order: &[&str] = &["SenderOrder"];
     vec![
-        Variant::right("senders", "as designed", of(Rules::AsDesigned)),
+        Variant::right("senders", "as designed", designed),
         Variant::wrong(
             "senders",
             "the router goes on behind an undecided entry",

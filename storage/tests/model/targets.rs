@@ -343,12 +343,13 @@ impl Model for Targets {
 
 /// What keeps a cursor from passing what its device does not have.
 pub fn variants(size: Size) -> Vec<Variant> {
-    let slots = size.pick(3, 4);
-    let of = |rules| Targets { slots, crashes_max: 1, rules };
+    let of = |rules| Targets { slots: 3, crashes_max: 1, rules };
+    let designed = of(Rules::AsDesigned);
+    let designed = Targets { slots: size.pick(3, 4), crashes_max: size.pick(1, 2), ..designed };
     let wrong = |name, breaks, rules| Variant::wrong("targets", name, breaks, of(rules));
     let both: &[&str] = &["DeviceCursorPassesOnlyPersisted", "StoredCursorPassesOnlyPersisted"];
     vec![
-        Variant::right("targets", "as designed", of(Rules::AsDesigned)),
+        Variant::right("targets", "as designed", designed),
         wrong("the gateway's cursor passes what is not acked", both, Rules::CursorIgnoresUnacked),
         wrong("a doorbell's envelope is delivered beyond a hole", both, Rules::JumpsToDoorbell),
         wrong(
