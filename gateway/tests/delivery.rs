@@ -1,5 +1,5 @@
 //! Submits, deliveries, resumes and takeovers through a whole gateway, in paused time.
-#![allow(clippy::unwrap_used, clippy::expect_used)] // a failed step is a failed test
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::wildcard_enum_match_arm)] // a failed step is a failed test
 
 mod support;
 

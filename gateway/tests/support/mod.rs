@@ -1,5 +1,11 @@
 //! A cluster in one process and a raw client, for the tests of the gateway. Time is tokio's, paused.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)] // each test file uses its part; a failed step is a failed test
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::wildcard_enum_match_arm,
+    clippy::duration_suboptimal_units
+)] // each test file uses its part; a failed step is a failed test
 
 pub mod client;
 
