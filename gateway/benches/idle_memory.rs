@@ -219,7 +219,9 @@ async fn echo_ours(
         if received.await.is_err() {
             return;
         }
-        echoes.iter().for_each(|message| socket.queue(message));
+        for message in &echoes {
+            socket.queue(message);
+        }
         drop(echoes);
         if poll_fn(|cx| socket.poll_flush(cx)).await.is_err() {
             return;
@@ -323,7 +325,7 @@ async fn exchange<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO, variant: Vari
     let mut answer = vec![0; MESSAGE_BYTES];
     if !matches!(variant, Variant::Bare) {
         // A mask of zeros leaves the payload as it is.
-        message.extend_from_slice(&[0x82, 0x80 | 126, 0x0f, 0xa0, 0, 0, 0, 0]);
+        message.extend_from_slice(&[0x82, 0xfe, 0x0f, 0xa0, 0, 0, 0, 0]);
         answer.resize(MESSAGE_BYTES + 4, 0);
     }
     message.resize(message.len() + MESSAGE_BYTES, 7);

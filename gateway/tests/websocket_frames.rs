@@ -220,12 +220,11 @@ async fn dropped_and_polled_again_nothing_is_lost_or_doubled() {
     let mut expected = Vec::new();
     for message in &sent {
         let length = message.len();
-        match u8::try_from(length) {
-            Ok(short @ 0..=125) => expected.extend([0x82, short]),
-            _ => {
-                expected.extend([0x82, 126]);
-                expected.extend(u16::try_from(length).unwrap().to_be_bytes());
-            }
+        if let Ok(short @ 0..=125) = u8::try_from(length) {
+            expected.extend([0x82, short]);
+        } else {
+            expected.extend([0x82, 126]);
+            expected.extend(u16::try_from(length).unwrap().to_be_bytes());
         }
         expected.extend(message);
     }

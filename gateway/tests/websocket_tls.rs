@@ -378,8 +378,8 @@ async fn limits_hold_under_tls() {
         client
     });
     let mut socket = socket.unwrap();
-    client.write_all(&frame(0x82, &[1; 100_000])).await.unwrap();
-    client.write_all(&frame(0x82, &[1; 100_001])[..20_000]).await.unwrap();
+    client.write_all(&frame(0x82, &vec![1; 100_000])).await.unwrap();
+    client.write_all(&frame(0x82, &vec![1; 100_001])[..20_000]).await.unwrap();
     client.flush().await.unwrap();
     assert_eq!(receive(&mut socket).await.unwrap(), [Got::Message(vec![1; 100_000])]);
     let error = receive(&mut socket).await.unwrap_err();

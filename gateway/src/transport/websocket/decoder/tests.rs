@@ -37,11 +37,11 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     match payload.len() {
         length @ 0..=125 => bytes.push(0x80 | u8::try_from(length).expect("short")),
         length @ 126..=65_535 => {
-            bytes.push(0x80 | 126);
+            bytes.push(0xfe);
             bytes.extend(u16::try_from(length).expect("middle").to_be_bytes());
         }
         length => {
-            bytes.push(0x80 | 127);
+            bytes.push(0xff);
             bytes.extend((length as u64).to_be_bytes());
         }
     }
@@ -250,7 +250,7 @@ fn nothing_is_read_behind_a_close_or_a_violation() {
 #[test]
 fn a_whole_message_is_handed_over_without_a_copy() {
     let mut decoder = Decoder::new(LIMITS);
-    let mut bytes = frame(0x82, &[9; 50_000]);
+    let mut bytes = frame(0x82, &vec![9; 50_000]);
     let range = bytes.as_ptr_range();
     let mut inside = false;
     decoder.feed(&mut bytes, &mut |event| {
