@@ -36,6 +36,10 @@ pub struct Cli {
 enum Command {
     /// Serve: gateway, router and store in this process (what `chappe` alone does)
     Serve(ServeArgs),
+    /// Put the standard input into a mailbox
+    Send(crate::pipe::SendArgs),
+    /// Print what arrives, one JSON object a line
+    Listen(crate::pipe::ListenArgs),
     /// Print a development token for a device
     Token(TokenArgs),
     /// Show whether a server is up and its figures
@@ -152,6 +156,8 @@ impl Cli {
     pub fn run(self) -> Result<ExitCode> {
         match self.command.unwrap_or_else(|| Command::Serve(ServeArgs::default())) {
             Command::Serve(args) => serve(args),
+            Command::Send(args) => runtime()?.block_on(crate::pipe::send(args)),
+            Command::Listen(args) => runtime()?.block_on(crate::pipe::listen(args)),
             Command::Token(args) => {
                 let (data, now) = (DataDir::new(&args.data.data), SystemWorld::new().wall());
                 let token = crate::token::issue(&data, &args.user, &args.device, args.ttl, now)?;
