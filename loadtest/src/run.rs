@@ -8,7 +8,7 @@ use crate::scenario::{Chat, Send};
 use crate::server::Spawned;
 use crate::tokens::Issuer;
 use anyhow::{Context, Result};
-use chappe_client::{Client, Event, Outcome, Outgoing, State};
+use chappe_client::{Client, Event, Outcome, Outgoing};
 use chappe_protocol::world::World;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -268,8 +268,9 @@ impl Run {
     }
 
     /// Kills the server in the middle of submits, evenly over the duration, and starts it again.
-    async fn kill(&self, spawned: &mut Option<Spawned>, kills: u32) -> Result<()> {
+    async fn kill(self: &Arc<Self>, spawned: &mut Option<Spawned>, kills: u32) -> Result<()> {
         let Some(server) = spawned else { return Ok(()) };
+        let mut windows = Vec::new();
         for number in 1..=kills {
             tokio::time::sleep_until(self.start + self.chat.duration * number / (kills + 1)).await;
             // A kill between two submits would prove little: wait (at most 2 s) for one to be in flight.
@@ -282,22 +283,25 @@ impl Run {
             let (from_us, in_flight) = (self.elapsed_us(), self.in_flight.load(Ordering::Relaxed));
             server.kill().await?;
             server.restart().await?;
-            self.all_back().await;
-            let window = FaultWindow { from_us, to_us: self.elapsed_us(), in_flight };
+            let run = Arc::clone(self);
+            windows.push(self.tasks.spawn(async move {
+                run.all_back().await;
+                FaultWindow { from_us, to_us: run.elapsed_us(), in_flight }
+            }));
+        }
+        for window in windows {
+            let window = window.await.context("a fault window was not measured")?;
             self.lock().history.faults.push(window);
         }
         Ok(())
     }
 
+    /// Waits until every client was connected once since the restart; those dropped on purpose come and go meanwhile.
     async fn all_back(&self) {
-        let back = async {
-            // Clients notice the loss only now: give them a moment, then wait for the last of them.
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            while !self.clients.iter().all(|client| matches!(client.state(), State::Connected { .. })) {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        // Those who are not back yet are the run's findings, not a reason to wait.
+        // Clients notice the loss only now: give them a moment.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let back = futures_util::future::join_all(self.clients.iter().map(Client::connected));
+        // Those who are not back by then are the run's findings, not a reason to wait.
         let _ = tokio::time::timeout(RECONNECT_MAX, back).await;
     }
 
