@@ -87,10 +87,7 @@ impl Outbox {
         if self.frames.len() >= in_flight_max.max(1) {
             return None;
         }
-        while let Some((at, order)) = self.waiting.first().copied().filter(|(at, _)| *at <= now) {
-            self.waiting.remove(&(at, order));
-            self.ready.insert(order);
-        }
+        self.end_waits(now);
         while let Some(order) = self.ready.pop_first() {
             let numbers = self.sendable(order, now);
             if !numbers.is_empty() {
@@ -184,10 +181,19 @@ impl Outbox {
         self.waiting.clear();
     }
 
-    /// Gives up what is too old.
+    /// Ends backoffs, and gives up what is too old. Afterwards [`Outbox::next_time`] lies ahead, even when nothing may be
+    /// sent for now because too much is unanswered.
     pub(crate) fn on_time(&mut self, now: Time) {
+        self.end_waits(now);
         while let Some((_, order)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
             self.finish(order, Err(ClientError::GaveUp));
+        }
+    }
+
+    fn end_waits(&mut self, now: Time) {
+        while let Some((at, order)) = self.waiting.first().copied().filter(|(at, _)| *at <= now) {
+            self.waiting.remove(&(at, order));
+            self.ready.insert(order);
         }
     }
 
