@@ -97,6 +97,16 @@ impl Lane {
         }
     }
 
+    /// Entries come back undecided that went before everything owed: they are owed first, in this order.
+    fn owe_first(&mut self, now: Time, keys: &[(SubmitId, u32)]) {
+        self.owed.retain(|key| !keys.contains(key));
+        for key in keys.iter().rev() {
+            self.owed.push_front(*key);
+        }
+        self.owed.truncate(OWED_ENTRIES_MAX);
+        self.owed_since = now;
+    }
+
     /// Whether the entry may go: nothing is owed, or it is what is owed first.
     fn admits(&mut self, now: Time, entry: &LaneEntry) -> bool {
         self.expire(now);
@@ -223,7 +233,7 @@ impl Lanes {
         let mut results = results.into_iter();
         for list in batch.lists {
             let mut fates = results.next().unwrap_or_default().into_iter();
-            let mut undecided = false;
+            let mut undecided = Vec::new();
             let mut lane = self.recipients.remove(&list.user).unwrap_or_default();
             lane.under_way = false;
             for entry in &list.entries {
@@ -232,16 +242,16 @@ impl Lanes {
                     None => (Outcome::Unknown, None),
                 };
                 if !outcome.is_decided() {
-                    undecided = true;
-                    lane.owe(now, entry.key());
+                    undecided.push(entry.key());
                 }
                 self.settle(entry, outcome, id);
             }
-            if undecided {
+            if !undecided.is_empty() {
                 for entry in std::mem::take(&mut lane.waiting) {
-                    lane.owe(now, entry.key());
+                    undecided.push(entry.key());
                     self.settle(&entry, Outcome::NotAttempted, None);
                 }
+                lane.owe_first(now, &undecided);
             }
             if !lane.is_idle() {
                 self.recipients.insert(list.user, lane);
@@ -387,6 +397,27 @@ mod tests {
         lanes.admit(Time(3), submit(3, 2, &["ben"]));
         lanes.admit(Time(3), submit(4, 2, &["ben"]));
         assert_eq!(ids(&lanes.poll_batch().unwrap()), vec![vec![1, 2, 3, 4]]);
+    }
+
+    #[test]
+    fn an_entry_that_comes_back_again_is_still_first() {
+        let mut lanes = Lanes::default();
+        for id in 1..=3 {
+            lanes.admit(Time(0), submit(id, 1, &["ben"]));
+        }
+        for attempt in 2..5 {
+            let batch = lanes.poll_batch().unwrap();
+            let undecided: Vec<_> = ids(&batch)[0].iter().map(|_| Outcome::Unknown).collect();
+            lanes.on_results(Time(1), batch, vec![fates(&undecided)]);
+            finished(&mut lanes);
+            // Whatever of the rest is already on its way again, or comes before it.
+            lanes.admit(Time(2), submit(2, attempt, &["ben"]));
+            assert_eq!(finished(&mut lanes), vec![(2, vec![Outcome::NotAttempted])]);
+            lanes.admit(Time(2), submit(1, attempt, &["ben"]));
+        }
+        lanes.admit(Time(3), submit(2, 5, &["ben"]));
+        lanes.admit(Time(3), submit(3, 5, &["ben"]));
+        assert_eq!(ids(&lanes.poll_batch().unwrap()), vec![vec![1, 2, 3]]);
     }
 
     #[test]
