@@ -36,6 +36,8 @@ pub struct Cli {
 enum Command {
     /// Serve: gateway, router and store in this process (what `chappe` alone does)
     Serve(ServeArgs),
+    /// Talk with another user, end-to-end encrypted
+    Chat(crate::chat::ChatArgs),
     /// Put the standard input into a mailbox
     Send(crate::pipe::SendArgs),
     /// Print what arrives, one JSON object a line
@@ -156,6 +158,7 @@ impl Cli {
     pub fn run(self) -> Result<ExitCode> {
         match self.command.unwrap_or_else(|| Command::Serve(ServeArgs::default())) {
             Command::Serve(args) => serve(args),
+            Command::Chat(args) => runtime()?.block_on(crate::chat::chat(args)),
             Command::Send(args) => runtime()?.block_on(crate::pipe::send(args)),
             Command::Listen(args) => runtime()?.block_on(crate::pipe::listen(args)),
             Command::Token(args) => {

@@ -18,9 +18,9 @@ pub struct ConnectArgs {
     /// Who you are
     #[arg(long = "as", value_name = "USER")]
     pub user: String,
-    /// Which of your devices
-    #[arg(long, default_value = "cli")]
-    pub device: String,
+    /// Which of your devices [default: cli; each chat has its own]
+    #[arg(long)]
+    pub device: Option<String>,
     /// The server
     #[arg(long, value_name = "URL", default_value = "wss://127.0.0.1:7440")]
     pub server: String,
@@ -41,7 +41,7 @@ impl ConnectArgs {
         self.check()?;
         chappe_node::tls::install_crypto_provider();
         let data = DataDir::new(&self.data);
-        let mut builder = Client::builder(&self.server).device(&self.device);
+        let mut builder = Client::builder(&self.server).device(self.device());
         let own = data.certificate();
         let roots = self.ca.clone().or_else(|| (self.is_tls() && own.exists()).then_some(own));
         if let Some(path) = roots {
@@ -59,7 +59,11 @@ impl ConnectArgs {
 
     /// Where this device keeps its state.
     pub fn state_dir(&self) -> PathBuf {
-        DataDir::new(&self.data).client_state(&self.user, &self.device)
+        DataDir::new(&self.data).client_state(&self.user, self.device())
+    }
+
+    fn device(&self) -> &str {
+        self.device.as_deref().unwrap_or("cli")
     }
 
     fn is_tls(&self) -> bool {
@@ -71,7 +75,7 @@ impl ConnectArgs {
             bail!("--as: a user name has 1 to 128 bytes and no control characters");
         }
         // A device names a folder too.
-        if DeviceId::new(&self.device).is_err() || self.device.starts_with('.') {
+        if DeviceId::new(self.device()).is_err() || self.device().starts_with('.') {
             bail!("--device: a device has 1 to 64 letters, digits and . _ : - and does not begin with a dot");
         }
         Ok(())
@@ -83,6 +87,6 @@ impl ConnectArgs {
                 std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
             return Ok(text.trim().to_owned());
         }
-        crate::token::issue(data, &self.user, &self.device, TOKEN_SECONDS, SystemWorld::new().wall())
+        crate::token::issue(data, &self.user, self.device(), TOKEN_SECONDS, SystemWorld::new().wall())
     }
 }

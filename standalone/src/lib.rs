@@ -2,6 +2,7 @@
 //! **Invariant:** nothing here decides what is delivered; it only puts the roles together.
 
 pub mod admin;
+pub mod chat;
 pub mod cli;
 pub mod cluster;
 pub mod config;

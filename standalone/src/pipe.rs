@@ -15,9 +15,10 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::process::ExitCode;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Stdin};
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 /// Envelopes on their way at once; their payloads are kept here too.
@@ -73,13 +74,12 @@ pub async fn send(args: SendArgs) -> Result<ExitCode> {
     if UserId::new(&args.to).is_err() {
         bail!("--to: a user name has 1 to 128 bytes and no control characters");
     }
-    let mut input = BufReader::new(tokio::io::stdin());
     let mut sending = Sending { args, client: None, tasks: TaskTracker::new(), waiting: VecDeque::new() };
     if sending.args.lines {
-        sending.send_lines(input).await?;
+        sending.send_lines().await?;
     } else {
         let mut all = Vec::new();
-        input.read_to_end(&mut all).await.context("cannot read the standard input")?;
+        tokio::io::stdin().read_to_end(&mut all).await.context("cannot read the standard input")?;
         sending.submit(Bytes::from(all)).await?;
     }
     while let Some((_, receipt)) = sending.waiting.front_mut() {
@@ -102,8 +102,8 @@ struct Sending {
 }
 
 impl Sending {
-    async fn send_lines(&mut self, input: BufReader<Stdin>) -> Result<()> {
-        let mut lines = input.split(b'\n');
+    async fn send_lines(&mut self) -> Result<()> {
+        let mut lines = stdin_lines();
         loop {
             let room = self.waiting.len() < WAITING_MAX;
             let receipt = async {
@@ -115,8 +115,8 @@ impl Sending {
             tokio::select! {
                 biased;
                 receipt = receipt => self.settle(receipt).await?,
-                line = lines.next_segment(), if room => match line.context("cannot read the standard input")? {
-                    Some(line) => self.submit(Bytes::from(line)).await?,
+                line = lines.recv(), if room => match line {
+                    Some(line) => self.submit(Bytes::from(line?)).await?,
                     None => return Ok(()),
                 },
             }
@@ -283,13 +283,27 @@ fn line(object: &Value) -> Result<()> {
     writeln!(out, "{object}").and_then(|()| out.flush()).context("cannot write to the standard output")
 }
 
+/// The lines of the standard input, without their breaks. A thread reads them: it does not keep the process from ending
+/// while nobody writes.
+pub(crate) fn stdin_lines() -> mpsc::Receiver<Result<Vec<u8>>> {
+    let (lines, out) = mpsc::channel(16);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().split(b'\n') {
+            if lines.blocking_send(line.context("cannot read the standard input")).is_err() {
+                return;
+            }
+        }
+    });
+    out
+}
+
 fn tell_trouble(state: &State) {
     if let State::Waiting { why, retry_in } = state {
         eprintln!("chappe: not connected: {why}; trying again in {} ms", retry_in.0);
     }
 }
 
-fn truncated_word(why: TruncatedReason) -> &'static str {
+pub(crate) fn truncated_word(why: TruncatedReason) -> &'static str {
     match why {
         TruncatedReason::Expired => "expired",
         TruncatedReason::Trimmed => "trimmed",
