@@ -1,0 +1,41 @@
+//! The main job on real input: a server process is killed with SIGKILL again and again under load, and nothing that was
+//! accepted is lost, repeated, reordered or delivered to anybody else.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step of a test is a failed test")]
+
+mod place;
+
+use chappe_loadtest::checker::Verdict;
+use chappe_loadtest::run::{Plan, run};
+use chappe_loadtest::scenario::Chat;
+use chappe_loadtest::server::Spawned;
+use chappe_loadtest::tokens::Issuer;
+use chappe_node::clock::SystemWorld;
+use std::sync::Arc;
+use std::time::Duration;
+use place::Place;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_accepted_is_lost_over_five_kills() {
+    chappe_node::tls::install_crypto_provider();
+    let place = Place::new();
+    let spawned = Spawned::start(place.serve_command(&[]), place.clients).await.unwrap();
+    let world = Arc::new(SystemWorld::new());
+    let plan = Plan {
+        chat: Chat { users: 60, rate: 150, duration: Duration::from_secs(24), seed: 7, ..Chat::default() },
+        server: format!("wss://{}", place.clients),
+        roots_pem: Some(std::fs::read(place.data().certificate()).unwrap()),
+        issuer: Issuer::read(&place.data().token_private(), world.clone()).unwrap(),
+        prefix: "load-".to_owned(),
+        spawned: Some(spawned),
+        kills: 5,
+        settle: Duration::from_mins(1),
+        world,
+        progress: Arc::new(|_, _| {}),
+    };
+    let report = run(plan).await.unwrap();
+    println!("{}", report.text());
+    assert_eq!(report.verdict, Verdict::Passed, "{}", report.text());
+    assert_eq!(report.faults.len(), 5);
+    assert!(report.audit.accepted > 3000, "{}", report.text());
+    assert!(report.disconnects > 0, "nobody lost a connection on purpose");
+}
