@@ -10,9 +10,9 @@ use chappe_loadtest::scenario::Chat;
 use chappe_loadtest::server::Spawned;
 use chappe_loadtest::tokens::Issuer;
 use chappe_node::clock::SystemWorld;
+use place::Place;
 use std::sync::Arc;
 use std::time::Duration;
-use place::Place;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_accepted_is_lost_over_five_kills() {

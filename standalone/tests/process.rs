@@ -4,9 +4,9 @@
 mod place;
 
 use chappe_client::{Client, ClientError, Event, Outgoing};
+use place::Place;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
-use place::Place;
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
