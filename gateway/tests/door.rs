@@ -87,7 +87,7 @@ async fn a_reader_that_takes_nothing_is_closed() {
     let mut ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
     let mut ada = Client::connect(&cluster, &gateway, "ada", "laptop").await;
     for id in 0..3 {
-        assert_eq!(ada.outcome(submit_to(id, &["ben"], &[1; 60_000])).await, Outcome::Accepted);
+        assert_eq!(ada.outcome(submit_to(id, &["ben"], &vec![1; 60_000])).await, Outcome::Accepted);
     }
     for nonce in 0..5 {
         tokio::time::sleep(Duration::from_secs(5)).await;

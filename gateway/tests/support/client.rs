@@ -12,25 +12,25 @@ use chappe_protocol::time::Millis;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-pub struct Client {
+pub(crate) struct Client {
     io: DuplexStream,
     buffer: Vec<u8>,
-    pub welcome: Option<Welcome>,
+    pub(crate) welcome: Option<Welcome>,
 }
 
 /// What came in.
 #[derive(Debug, PartialEq)]
-pub enum In {
+pub(crate) enum In {
     Frame(ServerFrame),
     Close(u16),
     End,
 }
 
-pub fn device(name: &str) -> DeviceId {
+pub(crate) fn device(name: &str) -> DeviceId {
     DeviceId::new(name).unwrap()
 }
 
-pub fn submit_to(id: u8, users: &[&str], payload: &[u8]) -> Submit {
+pub(crate) fn submit_to(id: u8, users: &[&str], payload: &[u8]) -> Submit {
     let targets = users.iter().zip(0..).map(|(user, number)| Target {
         number,
         user: UserId::new(user).unwrap(),
@@ -51,7 +51,7 @@ pub fn submit_to(id: u8, users: &[&str], payload: &[u8]) -> Submit {
 
 impl Client {
     /// The WebSocket handshake and nothing else.
-    pub async fn open(gateway: &Gateway) -> Self {
+    pub(crate) async fn open(gateway: &Gateway) -> Self {
         let mut io = gateway.knock().await;
         let request = "GET /v1/connect HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
@@ -65,7 +65,7 @@ impl Client {
         Self { io, buffer: Vec::new(), welcome: None }
     }
 
-    pub fn hello(cluster: &Cluster, user: &str, name: &str) -> Hello {
+    pub(crate) fn hello(cluster: &Cluster, user: &str, name: &str) -> Hello {
         Hello {
             token: Secret(cluster.token(user, name)),
             device: device(name),
@@ -76,11 +76,11 @@ impl Client {
     }
 
     /// A welcomed session.
-    pub async fn connect(cluster: &Cluster, gateway: &Gateway, user: &str, name: &str) -> Self {
+    pub(crate) async fn connect(cluster: &Cluster, gateway: &Gateway, user: &str, name: &str) -> Self {
         Self::connect_with(gateway, Self::hello(cluster, user, name)).await
     }
 
-    pub async fn connect_with(gateway: &Gateway, hello: Hello) -> Self {
+    pub(crate) async fn connect_with(gateway: &Gateway, hello: Hello) -> Self {
         let mut client = Self::open(gateway).await;
         client.send(&ClientFrame::Hello(hello)).await;
         match client.next().await {
@@ -90,12 +90,12 @@ impl Client {
         client
     }
 
-    pub fn welcome(&self) -> &Welcome {
+    pub(crate) fn welcome(&self) -> &Welcome {
         self.welcome.as_ref().unwrap()
     }
 
     /// The hello of a client that was here and has this position.
-    pub fn again(&self, cluster: &Cluster, user: &str, name: &str, seq: u64) -> Hello {
+    pub(crate) fn again(&self, cluster: &Cluster, user: &str, name: &str, seq: u64) -> Hello {
         let welcome = self.welcome();
         Hello {
             resume_token: welcome.resume_token.clone(),
@@ -104,11 +104,11 @@ impl Client {
         }
     }
 
-    pub async fn send(&mut self, frame: &ClientFrame) {
+    pub(crate) async fn send(&mut self, frame: &ClientFrame) {
         assert!(self.try_send_bytes(&frame.encode()).await, "the gateway hung up");
     }
 
-    pub async fn try_send_bytes(&mut self, payload: &[u8]) -> bool {
+    pub(crate) async fn try_send_bytes(&mut self, payload: &[u8]) -> bool {
         let mut out = vec![0x82];
         match payload.len() {
             n @ 0..=125 => out.push(0x80 | u8::try_from(n).unwrap()),
@@ -127,11 +127,11 @@ impl Client {
         self.io.write_all(&out).await.is_ok()
     }
 
-    pub async fn ack(&mut self, upto: u64) {
+    pub(crate) async fn ack(&mut self, upto: u64) {
         self.send(&ClientFrame::Ack { upto: Seq(upto) }).await;
     }
 
-    pub async fn submit(&mut self, submit: Submit) -> SubmitResult {
+    pub(crate) async fn submit(&mut self, submit: Submit) -> SubmitResult {
         let id = submit.submit_id;
         self.send(&ClientFrame::Submit(submit)).await;
         loop {
@@ -143,23 +143,23 @@ impl Client {
         }
     }
 
-    pub async fn outcome(&mut self, submit: Submit) -> Outcome {
+    pub(crate) async fn outcome(&mut self, submit: Submit) -> Outcome {
         self.submit(submit).await.results.remove(0).outcome
     }
 
     /// The next thing, or a panic after ten minutes of silence.
-    pub async fn next(&mut self) -> In {
+    pub(crate) async fn next(&mut self) -> In {
         tokio::time::timeout(Duration::from_secs(600), self.receive())
             .await
             .expect("something within ten minutes")
     }
 
     /// The next thing within a time.
-    pub async fn next_within(&mut self, ms: u64) -> Option<In> {
+    pub(crate) async fn next_within(&mut self, ms: u64) -> Option<In> {
         tokio::time::timeout(Duration::from_millis(ms), self.receive()).await.ok()
     }
 
-    pub async fn deliver(&mut self) -> Deliver {
+    pub(crate) async fn deliver(&mut self) -> Deliver {
         loop {
             match self.next().await {
                 In::Frame(ServerFrame::Deliver(deliver)) => return deliver,
@@ -170,11 +170,11 @@ impl Client {
     }
 
     /// Everything up to the close; its code.
-    pub async fn closed(&mut self) -> u16 {
+    pub(crate) async fn closed(&mut self) -> u16 {
         self.until_close().await.1
     }
 
-    pub async fn until_close(&mut self) -> (Vec<ServerFrame>, u16) {
+    pub(crate) async fn until_close(&mut self) -> (Vec<ServerFrame>, u16) {
         let mut frames = Vec::new();
         loop {
             match self.next().await {

@@ -7,7 +7,7 @@
     clippy::duration_suboptimal_units
 )] // each test file uses its part; a failed step is a failed test
 
-pub mod client;
+pub(crate) mod client;
 
 use async_trait::async_trait;
 use chappe_gateway::{GatewayConfig, GatewayMetrics, Incoming, Parts, TokenKey, TokenVerifier};
@@ -31,11 +31,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub const SECRET: &[u8] = b"a secret of the tests, 32 bytes or more";
-pub const PIPE_BYTES: usize = 32 * 1024;
+pub(crate) const SECRET: &[u8] = b"a secret of the tests, 32 bytes or more";
+pub(crate) const PIPE_BYTES: usize = 32 * 1024;
 
 /// tokio's clock, seeded randomness.
-pub struct TokioWorld {
+pub(crate) struct TokioWorld {
     start: tokio::time::Instant,
     random: TestWorld,
 }
@@ -53,12 +53,12 @@ impl World for TokioWorld {
 }
 
 /// Links that can lose every doorbell or hang on every submit.
-pub struct TestLinks {
-    pub inner: LocalLinks,
-    pub deaf: AtomicBool,
-    pub hang: AtomicBool,
-    pub probes: AtomicU64,
-    pub submits: AtomicU64,
+pub(crate) struct TestLinks {
+    pub(crate) inner: LocalLinks,
+    pub(crate) deaf: AtomicBool,
+    pub(crate) hang: AtomicBool,
+    pub(crate) probes: AtomicU64,
+    pub(crate) submits: AtomicU64,
 }
 
 #[async_trait]
@@ -89,20 +89,20 @@ impl Links for TestLinks {
 }
 
 /// Store, router, presence; gateways are added.
-pub struct Cluster {
-    pub world: Arc<TokioWorld>,
-    pub store: Arc<dyn Store>,
-    pub links: Arc<TestLinks>,
-    pub presence: Arc<Directory>,
-    pub router: Router,
+pub(crate) struct Cluster {
+    pub(crate) world: Arc<TokioWorld>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) links: Arc<TestLinks>,
+    pub(crate) presence: Arc<Directory>,
+    pub(crate) router: Router,
 }
 
 impl Cluster {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(LogConfig::default())
     }
 
-    pub fn with(log: LogConfig) -> Self {
+    pub(crate) fn with(log: LogConfig) -> Self {
         #[allow(clippy::disallowed_methods)] // the one clock of these tests
         let start = tokio::time::Instant::now();
         let world = Arc::new(TokioWorld { start, random: TestWorld::new(7) });
@@ -125,11 +125,11 @@ impl Cluster {
         Self { world, store, links, presence, router }
     }
 
-    pub fn gateway(&self, number: u8) -> Gateway {
+    pub(crate) fn gateway(&self, number: u8) -> Gateway {
         self.gateway_with(number, |_| {})
     }
 
-    pub fn gateway_with(&self, number: u8, tune: impl FnOnce(&mut GatewayConfig)) -> Gateway {
+    pub(crate) fn gateway_with(&self, number: u8, tune: impl FnOnce(&mut GatewayConfig)) -> Gateway {
         let id = GatewayId([number; 16]);
         let mut config = GatewayConfig::new(id, [5; 32]);
         tune(&mut config);
@@ -156,32 +156,32 @@ impl Cluster {
     }
 
     /// A token of this user and device, good for an hour.
-    pub fn token(&self, user: &str, device: &str) -> String {
+    pub(crate) fn token(&self, user: &str, device: &str) -> String {
         let exp = self.world.wall().0 / 1000 + 3600;
         sign(&serde_json::json!({ "sub": user, "device": device, "exp": exp }))
     }
 
-    pub async fn mailbox(&self, user: &str) -> MailboxId {
+    pub(crate) async fn mailbox(&self, user: &str) -> MailboxId {
         self.store.user(&UserId::new(user).unwrap()).await.unwrap().expect("the user exists").mailbox
     }
 }
 
-pub fn sign(claims: &serde_json::Value) -> String {
+pub(crate) fn sign(claims: &serde_json::Value) -> String {
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
     jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
 }
 
 /// A gateway that runs.
-pub struct Gateway {
-    pub door: mpsc::Sender<Incoming<DuplexStream>>,
-    pub drain: CancellationToken,
-    pub task: JoinHandle<()>,
-    pub metrics: Arc<GatewayMetrics>,
+pub(crate) struct Gateway {
+    pub(crate) door: mpsc::Sender<Incoming<DuplexStream>>,
+    pub(crate) drain: CancellationToken,
+    pub(crate) task: JoinHandle<()>,
+    pub(crate) metrics: Arc<GatewayMetrics>,
 }
 
 impl Gateway {
     /// A fresh pipe into it.
-    pub async fn knock(&self) -> DuplexStream {
+    pub(crate) async fn knock(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         let peer = "127.0.0.1:1".parse().unwrap();
         self.door.send(Incoming { io: theirs, peer }).await.map_err(|_| "the gateway is gone").unwrap();
@@ -189,20 +189,20 @@ impl Gateway {
     }
 }
 
-pub fn session(tune: impl FnOnce(&mut SessionConfig)) -> Arc<SessionConfig> {
+pub(crate) fn session(tune: impl FnOnce(&mut SessionConfig)) -> Arc<SessionConfig> {
     let mut config = SessionConfig::default();
     tune(&mut config);
     Arc::new(config)
 }
 
 impl Cluster {
-    pub fn world_now(&self) -> u64 {
+    pub(crate) fn world_now(&self) -> u64 {
         self.world.now().0
     }
 }
 
 impl Cluster {
-    pub fn world_wall(&self) -> u64 {
+    pub(crate) fn world_wall(&self) -> u64 {
         self.world.wall().0
     }
 }
