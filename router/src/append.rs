@@ -20,16 +20,28 @@ const PAUSE_DOUBLINGS_MAX: u32 = 5;
 
 /// Appends a batch and answers its jobs; returns those that have more entries, in their order.
 pub(crate) async fn run(shared: &Arc<Shared>, mailbox: MailboxId, batch: Batch) -> Vec<Job> {
-    let mut attempts =
-        Attempts { shared, mailbox, batch, noted_at: None, perhaps_written: false, failures: 0 };
+    let mut attempts = Attempts {
+        shared,
+        mailbox,
+        batch,
+        noted_at: None,
+        perhaps_written: false,
+        failures: 0,
+        unfinished: Vec::new(),
+    };
     loop {
         attempts.batch.drop_expired(shared.world.now());
         if attempts.batch.parts.is_empty() {
-            return Vec::new();
+            return attempts.unfinished;
         }
         match attempts.attempt().await {
             Attempt::Appended(reply) => return attempts.accept(&reply).await,
             Attempt::Refused(outcome) => return attempts.decide(&outcome),
+            Attempt::Full => {
+                if let Some(unfinished) = attempts.refuse_new().await {
+                    return unfinished;
+                }
+            }
             Attempt::Failed(outcome) => {
                 if shared.config.has_bug(PlantedBug::AcceptUndecided) {
                     return attempts.decide(&Outcome::Accepted);
@@ -61,12 +73,16 @@ struct Attempts<'a> {
     /// An attempt got no answer.
     perhaps_written: bool,
     failures: u32,
+    /// Jobs that have nothing in the batch any more, but entries behind it.
+    unfinished: Vec<Job>,
 }
 
 enum Attempt {
     Appended(AppendReply),
     /// Final.
     Refused(Outcome),
+    /// The mailbox is full; certainly not written by one of the attempts, perhaps by an earlier submit.
+    Full,
     /// Certainly not written, by none of the attempts.
     Failed(Outcome),
     /// Perhaps written.
@@ -96,7 +112,11 @@ impl Attempts<'_> {
             .observe(f64::from(u32::try_from(self.batch.entries.len()).unwrap_or(u32::MAX)));
         shared.metrics.appends_in_flight.inc();
         let begin = shared.world.now();
-        let answer = shared.store.append(self.mailbox, &self.batch.entries, base).await;
+        // Dropped when nobody waits any more, so that no compare-and-set begins after that, and a store that does not
+        // answer does not hold the mailbox. What it has begun may still arrive, as after any attempt without an answer.
+        let append = shared.store.append(self.mailbox, &self.batch.entries, base);
+        let no_answer = || Err(StoreError::Unknown("no answer by the deadline".into()));
+        let answer = shared.within(self.batch.deadline(), append).await.unwrap_or_else(no_answer);
         shared.metrics.appends_in_flight.dec();
         shared.metrics.append_seconds.observe((shared.world.now() - begin).to_std().as_secs_f64());
         self.judge(answer)
@@ -113,7 +133,7 @@ impl Attempts<'_> {
             Err(StoreError::Erased) => Attempt::Refused(Outcome::UnknownUser),
             // An attempt without an answer may still arrive, so this refusal is not final any more.
             Err(StoreError::Quota) if self.perhaps_written => Attempt::NoAnswer,
-            Err(StoreError::Quota) => Attempt::Refused(Outcome::Quota),
+            Err(StoreError::Quota) => Attempt::Full,
             Err(StoreError::Unavailable(_)) => self.failed(),
             Err(StoreError::Invalid(why)) => {
                 tracing::error!(why, "the store refused an append as invalid");
@@ -135,7 +155,9 @@ impl Attempts<'_> {
             return Ok(());
         }
         let asked_at = self.shared.world.now();
-        self.shared.store.add_pending(self.mailbox).await?;
+        let note = self.shared.store.add_pending(self.mailbox);
+        let no_answer = || Err(StoreError::Unknown("no answer by the deadline".into()));
+        self.shared.within(self.batch.deadline(), note).await.unwrap_or_else(no_answer)?;
         self.noted_at = Some(asked_at);
         Ok(())
     }
@@ -157,7 +179,7 @@ impl Attempts<'_> {
                 self.pause().await;
                 self.batch.drop_expired(shared.world.now());
                 if self.batch.parts.is_empty() {
-                    return Vec::new();
+                    return std::mem::take(&mut self.unfinished);
                 }
             }
         }
@@ -168,9 +190,30 @@ impl Attempts<'_> {
         self.decide(&Outcome::Accepted)
     }
 
+    /// A full mailbox takes nothing new, but what stands in it is a duplicate: that is left for another attempt (`None`),
+    /// the rest is refused.
+    async fn refuse_new(&mut self) -> Option<Vec<Job>> {
+        let shared = self.shared;
+        let ids: Vec<_> = self.batch.entries.iter().map(|entry| entry.envelope_id).collect();
+        let find = shared.store.find(self.mailbox, &ids, self.batch.base());
+        let stands: Vec<bool> = match shared.within(self.batch.deadline(), find).await {
+            Some(Ok(places)) => places.iter().map(Option::is_some).collect(),
+            Some(Err(StoreError::Erased)) => return Some(self.decide(&Outcome::UnknownUser)),
+            Some(Err(_)) => return Some(self.decide(&Outcome::Unavailable)),
+            // All deadlines have passed.
+            None => return None,
+        };
+        if stands.iter().all(|stands| *stands) {
+            self.pause().await;
+        }
+        let emptied = self.batch.leave_out(&stands, &Outcome::Quota);
+        self.unfinished.extend(emptied);
+        None
+    }
+
     /// The same fate for all entries of the batch. A job goes on behind decided ones only.
     fn decide(&mut self, outcome: &Outcome) -> Vec<Job> {
-        let mut unfinished = Vec::new();
+        let mut unfinished = std::mem::take(&mut self.unfinished);
         for mut part in std::mem::take(&mut self.batch.parts) {
             let fates = part.members.iter().map(|(index, _)| (*index, outcome.clone()));
             part.job.known.outcomes.extend(fates);

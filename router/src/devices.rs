@@ -1,10 +1,11 @@
-//! Which devices an entry would reach. **Invariant:** a final refusal rests on a device set that was read after the submit arrived.
+//! Which devices an entry would reach. **Invariant:** a final refusal rests on a device set that was read after the submit arrived,
+//! and never hits an entry that stands in the log already.
 //!
 //! A set that is a second old may accept: a device that is new since then has a first cursor below the slot, so the slot
 //! reaches it all the same. A sender that states the version it knows is always checked against a fresh set.
 
 use crate::config::RouterConfig;
-use chappe_protocol::id::{MailboxId, Seq};
+use chappe_protocol::id::{EnvelopeId, MailboxId, Seq};
 use chappe_protocol::internode::{Outcome, SubmitEntry, SubmitList};
 use chappe_protocol::time::{Millis, Time};
 use chappe_protocol::world::World;
@@ -88,8 +89,34 @@ impl Checker<'_> {
         let mut verdicts: Vec<_> = list.entries.iter().map(|entry| verdict(&set, entry)).collect();
         if set.devices.is_empty() && self.is_erased(list.mailbox).await? {
             verdicts.fill(Some(Outcome::UnknownUser));
+        } else {
+            self.spare_committed(list, &mut verdicts).await?;
         }
         Ok(verdicts)
+    }
+
+    /// An entry that an earlier attempt has committed is not refused because the devices changed since: its append finds
+    /// it in the log.
+    async fn spare_committed(&self, list: &SubmitList, verdicts: &mut [Option<Outcome>]) -> Result<()> {
+        let refused: Vec<usize> = (0..verdicts.len()).filter(|at| verdicts[*at].is_some()).collect();
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let id = |at: &usize| {
+            let entry = &list.entries[*at];
+            EnvelopeId::derive(entry.submit_id, list.mailbox, entry.number)
+        };
+        let ids: Vec<EnvelopeId> = refused.iter().map(id).collect();
+        match self.store.find(list.mailbox, &ids, list.base).await {
+            Ok(places) => {
+                for (at, _) in refused.into_iter().zip(places).filter(|(_, place)| place.is_some()) {
+                    verdicts[at] = None;
+                }
+            }
+            Err(StoreError::Erased) => verdicts.fill(Some(Outcome::UnknownUser)),
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     async fn read(&self, mailbox: MailboxId) -> Result<Arc<DeviceSet>> {

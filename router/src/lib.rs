@@ -116,10 +116,17 @@ impl Router {
         match request {
             Request::Submit(request) => submit::submit(shared, request).await,
             Request::Ephemeral(request) => doorbells::ephemeral(shared, request),
-            Request::Probe(request) => probe::answer(shared, request).await,
-            Request::Base(mailbox) => self.base(mailbox).await,
+            Request::Probe(request) => self.in_time(probe::answer(shared, request)).await,
+            Request::Base(mailbox) => self.in_time(self.base(mailbox)).await,
             Request::Attached(request) => doorbells::attached(shared, request),
         }
+    }
+
+    /// A store that does not answer a read must not keep what the request holds; reads can be dropped anywhere.
+    async fn in_time(&self, answer: impl Future<Output = Reply>) -> Reply {
+        let shared = &self.shared;
+        let deadline = shared.world.now() + shared.config.budget_max;
+        shared.within(deadline, answer).await.unwrap_or(Reply::Unavailable)
     }
 
     /// The head bucket of a mailbox. A head that is a moment old only makes later appends look back further.

@@ -95,6 +95,33 @@ impl Batch {
         self.parts.iter().map(|part| part.job.base).min().flatten()
     }
 
+    /// When nobody waits for any of it any more.
+    pub(crate) fn deadline(&self) -> Time {
+        self.parts.iter().map(|part| part.job.deadline).max().unwrap_or_default()
+    }
+
+    /// Takes the entries out whose places are not kept, under this outcome; returns the jobs of which nothing is left in
+    /// the batch, but something behind it.
+    pub(crate) fn leave_out(&mut self, keep: &[bool], outcome: &Outcome) -> Vec<Job> {
+        let mut keeps = keep.iter();
+        self.entries.retain(|_| keeps.next().is_none_or(|keep| *keep));
+        let mut keeps = keep.iter();
+        let mut emptied = Vec::new();
+        for mut part in std::mem::take(&mut self.parts) {
+            let (kept, left): (Vec<_>, Vec<_>) = std::mem::take(&mut part.members)
+                .into_iter()
+                .partition(|_| keeps.next().is_none_or(|keep| *keep));
+            part.job.known.outcomes.extend(left.into_iter().map(|(index, _)| (index, outcome.clone())));
+            part.members = kept;
+            match (part.members.is_empty(), part.job.rest.is_empty()) {
+                (false, _) => self.parts.push(part),
+                (true, false) => emptied.push(part.job),
+                (true, true) => part.job.finish(),
+            }
+        }
+        emptied
+    }
+
     /// Answers the parts whose time is up and takes their entries out.
     pub(crate) fn drop_expired(&mut self, now: Time) {
         let (mut entries, mut parts) = (Vec::new(), Vec::new());
@@ -146,7 +173,7 @@ pub(crate) fn enqueue(shared: &Arc<Shared>, mailbox: MailboxId, job: Job) -> Res
         shard.insert(mailbox, queue);
         shared.metrics.mailboxes.inc();
     }
-    let round = Round { shared: Arc::clone(shared), mailbox };
+    let round = Round { shared: Arc::clone(shared), mailbox, ended: false };
     let killed = shared.killed.clone();
     shared.tasks.spawn(async move { killed.run_until_cancelled(round.run()).await });
     Ok(())
@@ -156,10 +183,12 @@ pub(crate) fn enqueue(shared: &Arc<Shared>, mailbox: MailboxId, job: Job) -> Res
 struct Round {
     shared: Arc<Shared>,
     mailbox: MailboxId,
+    /// The queue went already; if there is one again, it is another round's.
+    ended: bool,
 }
 
 impl Round {
-    async fn run(self) {
+    async fn run(mut self) {
         let mut unfinished = Vec::new();
         while let Some(batch) = self.next_batch(unfinished) {
             unfinished = append::run(&self.shared, self.mailbox, batch).await;
@@ -167,7 +196,7 @@ impl Round {
     }
 
     /// Puts unfinished jobs back to the front and forms the next batch; `None`: nothing waits and the queue is gone.
-    fn next_batch(&self, unfinished: Vec<Job>) -> Option<Batch> {
+    fn next_batch(&mut self, unfinished: Vec<Job>) -> Option<Batch> {
         let mut shard = self.shared.rounds.shard(self.mailbox);
         let queue = shard.get_mut(&self.mailbox)?;
         for job in unfinished.into_iter().rev() {
@@ -175,6 +204,7 @@ impl Round {
         }
         queue.drop_expired(self.shared.world.now());
         if queue.jobs.is_empty() {
+            self.ended = true;
             shard.remove(&self.mailbox);
             self.shared.metrics.mailboxes.dec();
             return None;
@@ -185,7 +215,7 @@ impl Round {
 
 impl Drop for Round {
     fn drop(&mut self) {
-        if self.shared.rounds.shard(self.mailbox).remove(&self.mailbox).is_some() {
+        if !self.ended && self.shared.rounds.shard(self.mailbox).remove(&self.mailbox).is_some() {
             self.shared.metrics.mailboxes.dec();
         }
     }
@@ -268,5 +298,51 @@ impl Queue {
             }
         }
         batch
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+    use crate::{Directory, LocalLinks, Router, RouterConfig, RouterMetrics};
+    use chappe_protocol::time::Millis;
+    use chappe_protocol::world::World;
+    use chappe_storage::conformance::TestWorld;
+    use chappe_storage::memory::MemoryRows;
+    use chappe_storage::slotlog::{LogConfig, SlotLog};
+
+    fn router() -> Router {
+        let world: Arc<dyn World> = Arc::new(TestWorld::new(1));
+        let rows = Arc::new(MemoryRows::new(Arc::clone(&world)));
+        let store = Arc::new(SlotLog::new(rows, Arc::clone(&world), LogConfig::default()));
+        let metrics = Arc::new(RouterMetrics::new(&prometheus::Registry::new()).unwrap());
+        let links = Arc::new(LocalLinks::new(Arc::clone(&metrics)));
+        let directory = Arc::new(Directory::new(Arc::clone(&world), 10, Arc::clone(&metrics)));
+        Router::new(RouterConfig::default(), world, store, links, directory, metrics)
+    }
+
+    #[tokio::test]
+    async fn a_round_that_ends_leaves_the_queue_of_the_next_one_alone() {
+        let router = router();
+        let (shared, mailbox) = (&router.shared, MailboxId([1; 16]));
+        let mut ending = Round { shared: Arc::clone(shared), mailbox, ended: false };
+        shared.rounds.shard(mailbox).insert(mailbox, Queue::default());
+        assert!(ending.next_batch(Vec::new()).is_none());
+        // On another thread, a job comes before the task of the old round has ended.
+        let (answer, _answered) = oneshot::channel();
+        let permit = Arc::new(shared.queue.try_take(0, 0).unwrap());
+        let deadline = shared.world.now() + Millis(1000);
+        let job = Job {
+            rest: VecDeque::new(),
+            base: None,
+            deadline,
+            known: JobAnswer::default(),
+            answer,
+            _permit: permit,
+        };
+        assert!(enqueue(shared, mailbox, job).is_ok());
+        drop(ending);
+        assert!(shared.rounds.shard(mailbox).contains_key(&mailbox), "the waiting job is gone");
     }
 }

@@ -185,6 +185,15 @@ pub trait Store: Send + Sync + 'static {
         base: Option<Bucket>,
     ) -> Result<AppendReply>;
 
+    /// Where envelopes stand, in their order; `None`: not in the log, as far as ids are remembered (2 days). `base` as for
+    /// [`Store::append`]. For a caller that is about to refuse an entry whose earlier attempt may have been committed.
+    async fn find(
+        &self,
+        mailbox: MailboxId,
+        ids: &[EnvelopeId],
+        base: Option<Bucket>,
+    ) -> Result<Vec<Option<Seq>>>;
+
     /// The head; SERIAL when `serial`, else it may be a moment old.
     async fn head(&self, mailbox: MailboxId, serial: bool) -> Result<Seq>;
 

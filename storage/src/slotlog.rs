@@ -21,7 +21,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cache::Cache;
 use chappe_protocol::envelope::Page;
-use chappe_protocol::id::{Bucket, BucketShape, CursorTag, DeviceId, MailboxId, PayloadId, Seq, UserId};
+use chappe_protocol::id::{
+    Bucket, BucketShape, CursorTag, DeviceId, EnvelopeId, MailboxId, PayloadId, Seq, UserId,
+};
 use chappe_protocol::time::{Millis, UnixMillis};
 use chappe_protocol::world::World;
 use sha2::{Digest, Sha256};
@@ -151,6 +153,15 @@ impl<R: Rows> Store for SlotLog<R> {
         base: Option<Bucket>,
     ) -> Result<AppendReply> {
         self.append_entries(mailbox, entries, base).await
+    }
+
+    async fn find(
+        &self,
+        mailbox: MailboxId,
+        ids: &[EnvelopeId],
+        base: Option<Bucket>,
+    ) -> Result<Vec<Option<Seq>>> {
+        self.find_envelopes(mailbox, ids, base).await
     }
 
     async fn head(&self, mailbox: MailboxId, serial: bool) -> Result<Seq> {

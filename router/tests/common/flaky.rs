@@ -53,6 +53,8 @@ pub struct Flaky {
     pub payloads: Mutex<VecDeque<Fault>>,
     /// For the next heads.
     pub heads: Mutex<VecDeque<Fault>>,
+    /// For the next finds.
+    pub finds: Mutex<VecDeque<Fault>>,
     /// Of 100 appends without a script, so many have a fault.
     pub percent: Mutex<u64>,
     rng: Mutex<Rng>,
@@ -73,6 +75,7 @@ impl Flaky {
             pending: Mutex::default(),
             payloads: Mutex::default(),
             heads: Mutex::default(),
+            finds: Mutex::default(),
             percent: Mutex::new(0),
             rng: Mutex::new(Rng::new(seed ^ 0x5eed)),
             limbo: Mutex::default(),
@@ -182,6 +185,16 @@ impl Store for Flaky {
             }
             Fault::Hang => std::future::pending().await,
         }
+    }
+
+    async fn find(
+        &self,
+        mailbox: MailboxId,
+        ids: &[EnvelopeId],
+        base: Option<Bucket>,
+    ) -> Result<Vec<Option<Seq>>> {
+        pass(&self.finds).await?;
+        self.inner.find(mailbox, ids, base).await
     }
 
     async fn head(&self, mailbox: MailboxId, serial: bool) -> Result<Seq> {

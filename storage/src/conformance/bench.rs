@@ -289,6 +289,15 @@ impl<R: Rows> Store for Patient<R> {
         again(|| self.0.append(mailbox, entries, base)).await
     }
 
+    async fn find(
+        &self,
+        mailbox: MailboxId,
+        ids: &[EnvelopeId],
+        base: Option<Bucket>,
+    ) -> Result<Vec<Option<Seq>>> {
+        again(|| self.0.find(mailbox, ids, base)).await
+    }
+
     async fn head(&self, mailbox: MailboxId, serial: bool) -> Result<Seq> {
         again(|| self.0.head(mailbox, serial)).await
     }

@@ -283,6 +283,31 @@ impl<R: Rows> SlotLog<R> {
         Ok(count)
     }
 
+    /// Looks ids up in every bucket that a transmission of them may have reached, the head's included.
+    pub(super) async fn find_envelopes(
+        &self,
+        mailbox: MailboxId,
+        ids: &[EnvelopeId],
+        base: Option<Bucket>,
+    ) -> Result<Vec<Option<Seq>>> {
+        let known = self.serial_head(mailbox).await?;
+        if known.erased() {
+            return Err(StoreError::Erased);
+        }
+        let from = match base {
+            Some(base) => base,
+            None => self.look_back_bound(mailbox, known.bucket).await?,
+        };
+        let mut found = vec![None; ids.len()];
+        for bucket in from.0..=known.bucket.0 {
+            let places = self.rows.find_ids(partition(mailbox, Bucket(bucket)), ids).await?;
+            for (found, place) in found.iter_mut().zip(places) {
+                *found = found.or(place);
+            }
+        }
+        Ok(found)
+    }
+
     /// The first bucket that may hold ids younger than 2 days: the last one that was opened earlier than that. It may lie
     /// below the floor, since ids and heads outlive trimmed slots.
     async fn look_back_bound(&self, mailbox: MailboxId, bucket: Bucket) -> Result<Bucket> {
