@@ -116,7 +116,8 @@ pub(super) fn seal(tables: &mut Tables<'_>, of: Partition, expected: Option<Seq>
 /// Marks a slot without a row, or without its payload, as lost.
 pub(super) fn mark_lost(tables: &mut Tables<'_>, of: Partition, seq: Seq) -> Outcome<bool> {
     let key = keys::slot(of, seq);
-    let value = match tables.rows().row(&key, |value| values::read_slot(seq, value))? {
+    // A damaged row is as good as none.
+    let value = match tables.rows().row(&key, |value| Ok(values::read_slot(seq, value).ok()))?.flatten() {
         None => values::lost_slot()?,
         Some(row) if row.lost => return Ok(true),
         Some(row) => {

@@ -18,7 +18,7 @@ use chappe_protocol::id::{
 use chappe_protocol::time::UnixMillis;
 use std::collections::BTreeSet;
 
-/// Pending notes that may wait in memory; a note beyond that waits for its batch.
+/// Pending notes that may wait in memory; a note beyond that is a write of its own.
 const NOTES_MAX: usize = 65_536;
 
 #[async_trait]
@@ -57,7 +57,11 @@ impl Rows for EmbeddedRows {
                 return Ok(slots);
             }
             rows.visit(&from, &to, |key, value| {
-                let mut slot = values::read_slot(keys::seq_of_slot(key).ok_or(Damaged)?, value)?;
+                // A damaged row is as good as none: the log looks into the hole and tells that the slot is lost.
+                let Ok(mut slot) = values::read_slot(keys::seq_of_slot(key).ok_or(Damaged)?, value) else {
+                    tracing::error!("a slot's row in the data directory is damaged");
+                    return Ok(true);
+                };
                 if let EntryPayload::Inline(payload) = &mut slot.entry.payload {
                     if slot.entry.expires_at <= now {
                         (*payload, slot.payload_gone) = (Bytes::new(), true);
@@ -238,7 +242,13 @@ impl Rows for EmbeddedRows {
     async fn payload(&self, id: PayloadId) -> Result<Option<Bytes>> {
         let now = self.now();
         self.read_aside(move |rows| {
-            let found = rows.row(&keys::payload(id), values::read_payload)?;
+            let found = match rows.row(&keys::payload(id), values::read_payload) {
+                Err(Failure::Damaged) => {
+                    tracing::error!("a payload in the data directory is damaged");
+                    None
+                }
+                other => other?,
+            };
             Ok(found.filter(|(expires_at, _)| *expires_at > now).map(|(_, bytes)| bytes))
         })
         .await
@@ -254,12 +264,14 @@ impl Rows for EmbeddedRows {
     /// without any write behind it is written within about a second.
     async fn add_pending(&self, mailbox: MailboxId) -> Result<()> {
         let minute = self.now().0 / 60_000;
-        let waiting = {
+        {
             let mut notes = self.shared.notes();
-            notes.insert((minute, mailbox));
-            notes.len()
-        };
-        if waiting > NOTES_MAX { self.write(0, |_| Ok(())).await } else { Ok(()) }
+            if notes.len() < NOTES_MAX || notes.contains(&(minute, mailbox)) {
+                notes.insert((minute, mailbox));
+                return Ok(());
+            }
+        }
+        self.write(0, move |tables| tables.put(&keys::pending(minute, mailbox), &[])).await
     }
 
     async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {

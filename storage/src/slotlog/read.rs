@@ -142,6 +142,10 @@ impl<R: Rows> SlotLog<R> {
         if row.lost {
             return Ok(Some(slot_of(row, SlotBody::Lost)));
         }
+        // A shared payload may outlive this slot's own time.
+        if row.entry.expires_at <= self.rows.now() {
+            return Ok(Some(slot_of(row, SlotBody::Expired)));
+        }
         let payload = match &row.entry.payload {
             EntryPayload::Inline(_) if row.payload_gone => None,
             EntryPayload::Inline(payload) => Some(payload.clone()),
