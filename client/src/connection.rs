@@ -163,11 +163,9 @@ impl Driver {
 
     /// Persists, and only then lets the ack go.
     fn collect_ack(&mut self, link: &mut Link) -> Result<(), ClientError> {
-        self.persist()?;
-        if self.settings.role == Role::Main
-            && let Some(upto) = self.inbox.poll_ack()
-        {
-            link.ack = Some(upto);
+        let progress = self.persist()?;
+        if self.settings.role == Role::Main && progress.ack.is_some() {
+            link.ack = progress.ack;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use crate::builder::Settings;
 use crate::disk::Disk;
 use crate::error::ClientError;
 use crate::establish::{Failed, Greeting, establish};
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Progress};
 use crate::outbox::Outbox;
 use crate::outgoing::Receipt;
 use crate::reconnect::{End, Reconnect, Verdict};
@@ -184,9 +184,14 @@ impl Driver {
     }
 
     async fn connect_and_converse(&mut self) -> End {
+        // The Hello's cursor counts as an ack.
+        let progress = match self.persist() {
+            Ok(progress) => progress,
+            Err(error) => return End::Fatal(error),
+        };
         let greeting = Greeting {
             why: self.token_reason,
-            cursor: self.inbox.cursor(),
+            cursor: progress.cursor,
             resume_token: self.resume_token.clone(),
         };
         let mut dialling = std::pin::pin!(establish(self.settings.clone(), greeting));
@@ -195,6 +200,10 @@ impl Driver {
                 biased;
                 () = self.stop.cancelled() => None,
                 command = self.commands.recv() => command,
+                () = self.inbox.changed() => match self.persist() {
+                    Ok(_) => continue,
+                    Err(error) => return End::Fatal(error),
+                },
                 established = &mut dialling => break established,
             };
             match self.intake(command) {
@@ -227,6 +236,11 @@ impl Driver {
                 biased;
                 () = self.stop.cancelled() => Some(None),
                 command = self.commands.recv() => Some(command),
+                () = self.inbox.changed() => {
+                    // Acked while there is no connection: as durable as with one.
+                    self.persist()?;
+                    None
+                }
                 () = sleep => None,
             };
             if let Some(command) = command {
@@ -310,17 +324,17 @@ impl Driver {
     }
 
     /// Makes cursor and seen ids durable; before an ack leaves.
-    pub(crate) fn persist(&mut self) -> Result<(), ClientError> {
+    pub(crate) fn persist(&mut self) -> Result<Progress, ClientError> {
         let progress = self.inbox.take_progress();
-        match &mut self.disk {
-            Some(disk) if self.settings.role == Role::Main => disk.progress(&progress, || self.inbox.seen()),
-            Some(_) | None => Ok(()),
+        if let Some(disk) = self.disk.as_mut().filter(|_| self.settings.role == Role::Main) {
+            disk.progress(&progress, || self.inbox.seen())?;
         }
+        Ok(progress)
     }
 
     /// The final state, then the last words to everyone who waits.
     fn finish(mut self, last: State) {
-        let persisted = self.persist();
+        let persisted = self.persist().map(|_| ());
         let flushed = self.disk.as_mut().map_or(Ok(()), Disk::flush);
         let last = match (last, persisted.and(flushed)) {
             (State::Closed, Err(error)) => State::Failed(error),

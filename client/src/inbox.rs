@@ -49,6 +49,9 @@ pub(crate) struct Progress {
     pub(crate) cursor: Option<Cursor>,
     /// Ids to be remembered with it.
     pub(crate) fresh: Vec<EnvelopeId>,
+    /// The ack that may be sent once the rest is durable. Taken in the same look: what the application acks later is
+    /// not covered by it.
+    pub(crate) ack: Option<Seq>,
 }
 
 /// An event in the queue.
@@ -130,11 +133,6 @@ impl Inbox {
         self.shared.lock().receiver = Receiver::restore(cursor, seen);
     }
 
-    /// For Hello.
-    pub(crate) fn cursor(&self) -> Option<Cursor> {
-        self.shared.lock().receiver.cursor()
-    }
-
     /// A connection begins.
     pub(crate) fn begin(&self, welcome: &Welcome) {
         self.shared.lock().receiver.on_welcome(welcome.from, welcome.tag);
@@ -161,7 +159,12 @@ impl Inbox {
         let mut book = self.shared.lock();
         match book.receiver.on_deliver(&deliver) {
             Received::Take => book.bytes += bytes,
-            Received::AlreadyHave => return Ok(()),
+            Received::AlreadyHave => {
+                // The application acks nothing here, and the server waits for an ack all the same.
+                drop(book);
+                self.shared.wake.notify_one();
+                return Ok(());
+            }
             Received::Broken => return Err(ChainBroken),
         }
         drop(book);
@@ -202,20 +205,64 @@ impl Inbox {
         let _ = self.events.try_send(Queued { event, shared: self.shared.clone() });
     }
 
-    /// The ack to send now, after [`Inbox::take_progress`] was persisted.
-    pub(crate) fn poll_ack(&self) -> Option<Seq> {
-        self.shared.lock().receiver.poll_ack()
-    }
-
-    /// What has moved, for the disk.
+    /// What has moved, for the disk, and then for the server.
     pub(crate) fn take_progress(&self) -> Progress {
         let mut book = self.shared.lock();
-        let cursor = book.receiver.cursor();
-        Progress { cursor, fresh: std::mem::take(&mut book.fresh) }
+        let ack = book.receiver.poll_ack();
+        Progress { cursor: book.receiver.cursor(), fresh: std::mem::take(&mut book.fresh), ack }
     }
 
     /// For the compaction of the disk.
     pub(crate) fn seen(&self) -> Vec<EnvelopeId> {
         self.shared.lock().receiver.seen().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chappe_protocol::envelope::Urgency;
+    use chappe_protocol::id::{ConnectionId, CursorTag, Epoch};
+    use chappe_protocol::time::UnixMillis;
+
+    #[test]
+    fn an_ack_covers_nothing_that_was_acked_after_the_look_for_the_disk() {
+        let (inbox, mut events) = Inbox::new(&Tuning::default());
+        inbox.begin(&Welcome {
+            session: ConnectionId([1; 16]),
+            epoch: Epoch(1),
+            from: Seq(0),
+            tag: CursorTag([7; 16]),
+            resume_token: bytes::Bytes::new(),
+            limits: chappe_protocol::frame::Limits::default(),
+            resumed: false,
+            server_time: UnixMillis(1),
+        });
+        let mut envelopes = Vec::new();
+        for seq in 1..=2_u64 {
+            let deliver = Deliver {
+                seq: Seq(seq),
+                prev: Seq(seq - 1),
+                envelope_id: EnvelopeId(u128::from(seq).to_be_bytes()),
+                sender: None,
+                at: UnixMillis(1),
+                expires_at: UnixMillis(2),
+                payload: bytes::Bytes::new(),
+                urgency: Urgency::Message,
+            };
+            inbox.on_deliver(deliver).unwrap();
+            let Event::Envelope(envelope) = events.try_recv().unwrap().take() else { panic!("no envelope") };
+            envelopes.push(envelope);
+        }
+        let second = envelopes.pop().unwrap();
+        envelopes.pop().unwrap().ack();
+        let progress = inbox.take_progress();
+        // Another thread of the application, while the disk is busy.
+        second.ack();
+        assert_eq!(progress.ack, Some(Seq(1)));
+        assert_eq!(progress.cursor.map(|cursor| cursor.seq), Some(Seq(1)));
+        assert_eq!(progress.fresh.len(), 1);
+        let progress = inbox.take_progress();
+        assert_eq!((progress.ack, progress.fresh.len()), (Some(Seq(2)), 1));
     }
 }

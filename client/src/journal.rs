@@ -22,6 +22,8 @@ pub(crate) struct Journal {
     file_bytes: u64,
     /// Size after the last rewrite: the file may double before the next.
     base_bytes: u64,
+    /// A write or a sync has failed: what the file holds is not known, and nothing more is written to it.
+    failed: bool,
 }
 
 impl Journal {
@@ -39,7 +41,14 @@ impl Journal {
         sync_directory(path)?;
         let file_bytes = good as u64;
         Ok((
-            Self { path: path.to_owned(), file, buffer: Vec::new(), file_bytes, base_bytes: file_bytes },
+            Self {
+                path: path.to_owned(),
+                file,
+                buffer: Vec::new(),
+                file_bytes,
+                base_bytes: file_bytes,
+                failed: false,
+            },
             records,
         ))
     }
@@ -54,8 +63,10 @@ impl Journal {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        self.begin()?;
         self.file.write_all(&self.buffer)?;
         self.file.sync_data()?;
+        self.failed = false;
         self.file_bytes += self.buffer.len() as u64;
         self.buffer = Vec::new();
         Ok(())
@@ -68,6 +79,7 @@ impl Journal {
 
     /// Replaces the file by one that holds only these records, all or nothing.
     pub(crate) fn rewrite(&mut self, records: &[Vec<u8>]) -> io::Result<()> {
+        self.begin()?;
         let mut bytes = Vec::new();
         for record in records {
             frame(&mut bytes, record);
@@ -82,6 +94,15 @@ impl Journal {
         self.buffer.clear();
         self.file_bytes = bytes.len() as u64;
         self.base_bytes = self.file_bytes;
+        self.failed = false;
+        Ok(())
+    }
+
+    /// Failed until it has succeeded.
+    fn begin(&mut self) -> io::Result<()> {
+        if std::mem::replace(&mut self.failed, true) {
+            return Err(io::Error::other("an earlier write to this file has failed"));
+        }
         Ok(())
     }
 }
@@ -140,6 +161,20 @@ mod tests {
 
     fn records(path: &Path) -> Vec<Vec<u8>> {
         Journal::open(path).unwrap().1
+    }
+
+    #[test]
+    fn a_failed_write_is_never_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        let good = std::mem::replace(&mut journal.file, File::open(&path).unwrap());
+        journal.append(b"one");
+        assert!(journal.commit().is_err(), "the file cannot be written");
+        journal.file = good;
+        assert!(journal.commit().is_err());
+        assert!(journal.rewrite(&[b"two".to_vec()]).is_err());
+        assert!(records(&path).is_empty());
     }
 
     #[test]

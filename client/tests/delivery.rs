@@ -287,3 +287,56 @@ async fn a_new_client_goes_on_where_the_old_one_persisted() {
     socket.deliver(2, 3).await;
     assert_eq!(envelope(&client).await.seq, Seq(3));
 }
+
+/// What a process finds that starts after a crash at this moment.
+async fn cursor_after_a_crash(dir: &std::path::Path) -> Option<Cursor> {
+    let copy = tempfile::tempdir().unwrap();
+    for name in ["outbox", "positions"] {
+        std::fs::copy(dir.join(name), copy.path().join(name)).unwrap();
+    }
+    let (builder, mut gateway) = setup(&TestWorld::new(15));
+    let _client = builder.state_dir(copy.path()).start();
+    gateway.welcome(0).await.1.cursor
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_acked_without_a_connection_is_as_durable_as_with_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (builder, mut gateway) = setup(&TestWorld::new(16));
+    let client = builder.state_dir(dir.path()).start();
+    let (mut socket, _) = gateway.welcome(0).await;
+    for seq in 1..=3 {
+        socket.deliver(seq - 1, seq).await;
+    }
+    let (first, second) = (envelope(&client).await, envelope(&client).await);
+    socket.close(4409).await;
+    first.ack();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(client.state(), State::Superseded);
+    assert_eq!(cursor_after_a_crash(dir.path()).await, Some(cursor(1)));
+    // A Hello's cursor counts as an ack: it is on disk before it is sent.
+    client.reconnect();
+    second.ack();
+    let (_socket, hello) = gateway.accept().await;
+    assert_eq!(hello.cursor, Some(cursor(2)));
+    assert_eq!(cursor_after_a_crash(dir.path()).await, hello.cursor);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_again_after_its_ack_is_acked_again() {
+    let (builder, mut gateway) = setup(&TestWorld::new(17));
+    let client = builder.start();
+    let (mut socket, _) = gateway.welcome(0).await;
+    socket.deliver(0, 1).await;
+    let first = envelope(&client).await;
+    client.disconnect_now();
+    let (mut socket, hello) = gateway.accept().await;
+    assert_eq!(hello.cursor, Some(cursor(0)));
+    // Between Hello and Welcome: the server does not know of it, delivers again and waits.
+    first.ack();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    socket.send(&ServerFrame::Welcome(support::welcome(0))).await;
+    socket.deliver(0, 1).await;
+    let ack = tokio::time::timeout(Duration::from_secs(5), socket.ack()).await;
+    assert_eq!(ack.expect("an ack, long before the server gives up"), 1);
+}
