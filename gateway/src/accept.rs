@@ -4,6 +4,7 @@
 use crate::attach::{Beginning, attach};
 use crate::config::Incoming;
 use crate::connection::{Connection, queue_frame, say_goodbye};
+use crate::drain;
 use crate::shared::Gateway;
 use crate::transport::websocket::{self, WebSocket};
 use crate::transport::{Inbound, Transport, TransportError};
@@ -134,6 +135,10 @@ where
     queue_frame(&mut transport, &ServerFrame::Welcome(welcome));
     for message in early {
         core.on_message(&message);
+    }
+    // The drain has perhaps counted its sessions before this one stood there.
+    if core.gateway().drain.is_cancelled() {
+        core.handle().go_away(drain::go_away(&core.gateway().config.drain));
     }
     Box::new(Connection { transport, core })
 }

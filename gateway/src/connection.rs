@@ -122,8 +122,12 @@ impl<T: Transport> Connection<T> {
             }
             drop(transport);
         };
+        let release = tokio::time::timeout(FINISH_MAX.to_std(), release);
         let last_words = tokio::time::timeout(FINISH_MAX.to_std(), core.write_cursor());
-        let ((), last_words, ()) = futures_util::join!(release, last_words, goodbye);
+        let (released, last_words, ()) = futures_util::join!(release, last_words, goodbye);
+        if released.is_err() {
+            tracing::debug!("a lease could not be given up: it ends by itself");
+        }
         if last_words.is_err() {
             tracing::debug!("a cursor could not be written before its connection ended");
         }

@@ -1,6 +1,8 @@
 //! What a connection knows and does beside its socket. **Invariant:** one read, one cursor write at a time; what a peer
 //! makes wait is bounded, because its socket is not read while it does.
 
+mod leaving;
+
 use crate::auth::TokenError;
 use crate::connection::{End, Event, OUT_BYTES_MAX, queue_frame};
 use crate::handle::{Handle, Inbox};
@@ -13,7 +15,7 @@ use crate::transport::{Inbound, Transport, TransportError};
 use bytes::Bytes;
 use chappe_protocol::close::CloseCode;
 use chappe_protocol::envelope::{Page, Sender};
-use chappe_protocol::frame::{ClientFrame, FrameError, Limits, Role, Secret, ServerFrame, Submit};
+use chappe_protocol::frame::{ClientFrame, FrameError, Limits, Secret, ServerFrame, Submit};
 use chappe_protocol::id::{Seq, SubmitId, UserId};
 use chappe_protocol::session::{Action, Session};
 use chappe_protocol::time::{Millis, Time};
@@ -133,6 +135,10 @@ impl Core {
             self.stalled_since = None;
         } else if after < before || self.stalled_since.is_none() {
             self.stalled_since = Some(self.now);
+        }
+        // Its frames are not read while so much waits: that it takes bytes is its sign of life.
+        if before >= OUT_BYTES_MAX && after < before {
+            self.session.handle_frame(self.now);
         }
     }
 
@@ -358,7 +364,7 @@ impl Core {
         loop {
             self.take_results();
             for answer in std::mem::take(&mut self.answers) {
-                queue_frame(transport, &answer);
+                self.answer(transport, &answer);
             }
             if transport.queued_bytes() < OUT_BYTES_MAX
                 && let Some(span) = self.held_read.take()
@@ -376,6 +382,16 @@ impl Core {
         }
         self.handle.set_known_head(self.session.known_head());
         self.arm();
+    }
+
+    /// Answers wait for nothing, since what makes them is not read while much waits; what others send, best effort, may.
+    fn answer<T: Transport>(&self, transport: &mut T, answer: &ServerFrame) {
+        let whisper = matches!(answer, ServerFrame::Ephemeral { .. });
+        if whisper && transport.queued_bytes() >= OUT_BYTES_MAX {
+            self.gateway.metrics.ephemerals_dropped_total.inc();
+        } else {
+            queue_frame(transport, answer);
+        }
     }
 
     fn tell<T: Transport>(&mut self, transport: &mut T, frame: &ServerFrame) {
@@ -449,48 +465,5 @@ impl Core {
             [self.session.poll_timeout(), self.drained_at, self.write_deadline(), self.peek_deadline()];
         let Some(at) = optional.into_iter().flatten().chain([self.valid_until]).min() else { return };
         self.gateway.timers.arm(&self.handle, &mut self.armed, at);
-    }
-
-    /// Out of the registry and the timers: a newer session need not wait for this one's last bytes.
-    pub(crate) fn leave(&mut self) {
-        self.gateway.registry.remove(&self.handle);
-        self.gateway.timers.disarm(&mut self.armed);
-    }
-
-    /// Gives the lease up, if it is still this one.
-    pub(crate) fn release(&self) -> BoxFuture<'static, ()> {
-        if self.handle.role == Role::Peek {
-            return std::future::ready(()).boxed();
-        }
-        let presence = Arc::clone(&self.gateway.presence);
-        let lease = self.handle.lease(self.gateway.config.id);
-        async move { presence.release(&lease).await }.boxed()
-    }
-
-    /// Writes the cursor where it is ahead of the store.
-    pub(crate) async fn write_cursor(mut self) {
-        self.session.flush();
-        loop {
-            let now = self.gateway.world.now();
-            if let Some(advance) = self.advance.take() {
-                match advance.await {
-                    Ok(()) => self.session.on_advanced(now),
-                    Err(_) => return,
-                }
-                self.session.flush();
-            }
-            match self.session.poll_action(now) {
-                Some(action @ Action::Advance { .. }) => self.act(&action, 0),
-                Some(Action::Read { .. } | Action::Close(_)) => {}
-                None => return,
-            }
-        }
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        self.leave();
-        self.gateway.metrics.sessions.dec();
     }
 }

@@ -17,14 +17,15 @@ pub(crate) async fn tell_all(gateway: &Gateway) {
             tokio::time::sleep(BEAT.to_std()).await;
         }
         for handle in portion {
-            handle.go_away(GoAway {
-                class: GoAwayClass::Drain,
-                retry_after: config.retry_after,
-                jitter: config.jitter,
-                endpoints: Vec::new(),
-            });
+            handle.go_away(go_away(config));
         }
     }
+}
+
+/// What a session is told.
+pub(crate) fn go_away(config: &crate::DrainConfig) -> GoAway {
+    let (retry_after, jitter) = (config.retry_after, config.jitter);
+    GoAway { class: GoAwayClass::Drain, retry_after, jitter, endpoints: Vec::new() }
 }
 
 /// Sessions per beat: the configured pace, or what the budget asks for after half of it is kept for goodbyes.

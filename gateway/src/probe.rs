@@ -131,6 +131,9 @@ pub(crate) async fn renew_leases(gateway: &Gateway) {
                 let kept = kept || gateway.has_bug(crate::faults::Bug::IgnoreSupersede);
                 if !kept {
                     handle.close(CloseCode::ConnectedElsewhere);
+                } else if !gateway.registry.holds(handle) {
+                    // It ended meanwhile, and perhaps gave its lease up before we took it again.
+                    gateway.presence.release(&handle.lease(gateway.config.id)).await;
                 }
             }
         }

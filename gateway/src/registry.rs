@@ -70,6 +70,12 @@ impl Registry {
         inner.mains -= removed;
     }
 
+    /// Whether this main session still stands here.
+    pub(crate) fn holds(&self, handle: &Arc<Handle>) -> bool {
+        let inner = self.lock();
+        inner.mailboxes.get(&handle.mailbox).is_some_and(|list| list.iter().any(|h| Arc::ptr_eq(h, handle)))
+    }
+
     /// The main sessions of a mailbox.
     pub(crate) fn of(&self, mailbox: MailboxId) -> Vec<Arc<Handle>> {
         self.lock().mailboxes.get(&mailbox).cloned().unwrap_or_default()

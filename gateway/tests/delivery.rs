@@ -287,3 +287,56 @@ async fn a_retry_through_another_gateway_is_the_same_slot() {
     assert_eq!(ben.deliver().await.payload[..], *b"y");
     assert_eq!(second.submit_id, SubmitId([1; 16]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_phone_that_takes_what_is_sent_is_left_alone() {
+    let cluster = Cluster::new();
+    let gateway = cluster.gateway_with(1, |config| {
+        config.session = session(|s| s.window_bytes_first = 1024 * 1024);
+    });
+    let mut ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
+    let mut ada = Client::connect(&cluster, &gateway, "ada", "laptop").await;
+    for id in 0..2 {
+        assert_eq!(ada.outcome(submit_to(id, &["ben"], &[id; 90_000])).await, Outcome::Accepted);
+    }
+    // Three kilobytes per second: a minute for both, and a ping now and then.
+    let mut taken = 0;
+    for second in 0..100_u64 {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        if second % 8 == 0 {
+            ben.send(&ClientFrame::Ping { nonce: second }).await;
+        }
+        for event in ben.sip(3 * 1024).await {
+            match event {
+                In::Frame(ServerFrame::Deliver(deliver)) => {
+                    taken = deliver.seq.0;
+                    ben.ack(taken).await;
+                }
+                In::Frame(_) => {}
+                other => panic!("{other:?} in second {second}"),
+            }
+        }
+    }
+    assert_eq!(taken, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whispers_to_a_slow_reader_are_dropped_beyond_its_out_buffer() {
+    let cluster = Cluster::new();
+    let gateway = cluster.gateway(1);
+    let mut ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
+    let mut ada = Client::connect(&cluster, &gateway, "ada", "laptop").await;
+    for id in 0..200 {
+        let mut whisper = submit_to(id, &["ben"], &[id; 4000]);
+        whisper.ephemeral = true;
+        assert_eq!(ada.outcome(whisper).await, Outcome::Accepted);
+        tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+    }
+    assert!(gateway.metrics.ephemerals_dropped_total.get() > 100, "they are best effort");
+    let mut heard = 0;
+    while let Some(In::Frame(frame)) = ben.next_within(1000).await {
+        heard += usize::from(matches!(frame, ServerFrame::Ephemeral { .. }));
+    }
+    // 32 KiB of pipe, 64 KiB of out buffer.
+    assert!((20..=30).contains(&heard), "{heard} of 200 waited for a reader that took none");
+}

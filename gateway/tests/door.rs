@@ -9,9 +9,11 @@ use chappe_protocol::frame::{ClientFrame, GoAwayClass, Secret, ServerFrame};
 use chappe_protocol::id::Seq;
 use chappe_protocol::internode::Outcome;
 use chappe_protocol::time::Millis;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use support::client::{Client, In, submit_to};
-use support::{Cluster, sign};
+use support::{Cluster, FarPresence, sign};
 
 #[tokio::test(start_paused = true)]
 async fn bad_tokens_are_told_apart_and_cost_nobody_else_anything() {
@@ -261,4 +263,19 @@ async fn dropping_the_gateway_drops_every_connection() {
             In::Close(code) => panic!("a dead process says nothing, but said {code}"),
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_while_its_lease_is_renewed_leaves_none_behind() {
+    let mut cluster = Cluster::new();
+    let far = Arc::new(FarPresence { inner: cluster.presence.clone(), lease_ms: AtomicU64::new(0) });
+    cluster.leases = far.clone();
+    let gateway = cluster.gateway(1);
+    let ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
+    far.lease_ms.store(3000, Ordering::Relaxed);
+    // Leases are renewed every 20 s.
+    tokio::time::sleep(Duration::from_secs(21)).await;
+    drop(ben);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(cluster.presence.is_empty(), "nobody is here");
 }

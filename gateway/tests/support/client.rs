@@ -202,6 +202,22 @@ impl Client {
         }
     }
 
+    /// At most so many bytes off the socket, and what came whole with them.
+    pub(crate) async fn sip(&mut self, bytes_max: usize) -> Vec<In> {
+        let mut some = vec![0; bytes_max];
+        let read = tokio::time::timeout(Duration::from_millis(1), self.io.read(&mut some)).await;
+        let count = read.map_or(0, |read| read.unwrap_or(0));
+        self.buffer.extend_from_slice(&some[..count]);
+        let mut events = Vec::new();
+        while let Some((opcode, payload)) = self.take_frame() {
+            events.push(match opcode {
+                8 => In::Close(u16::from_be_bytes([payload[0], payload[1]])),
+                _ => In::Frame(ServerFrame::decode(Bytes::from(payload)).expect("a good frame")),
+            });
+        }
+        events
+    }
+
     fn take_frame(&mut self) -> Option<(u8, Vec<u8>)> {
         let bytes = &self.buffer;
         let short = usize::from(*bytes.get(1)?);

@@ -18,6 +18,7 @@ use chappe_protocol::testing::TestWorld;
 use chappe_protocol::time::{Millis, Time, UnixMillis};
 use chappe_protocol::world::World;
 use chappe_router::links::{LinkError, Links};
+use chappe_router::presence::{Lease, Presence};
 use chappe_router::{Directory, LocalLinks, Router, RouterConfig, RouterMetrics};
 use chappe_storage::Store;
 use chappe_storage::memory::MemoryRows;
@@ -88,12 +89,34 @@ impl Links for TestLinks {
     }
 }
 
+/// Presence that is far away: taking leases takes time.
+pub(crate) struct FarPresence {
+    pub(crate) inner: Arc<Directory>,
+    pub(crate) lease_ms: AtomicU64,
+}
+
+#[async_trait]
+impl Presence for FarPresence {
+    async fn lease(&self, leases: &[Lease]) -> Vec<bool> {
+        tokio::time::sleep(Millis(self.lease_ms.load(Ordering::Relaxed)).to_std()).await;
+        self.inner.lease(leases).await
+    }
+    async fn release(&self, lease: &Lease) {
+        self.inner.release(lease).await;
+    }
+    async fn gateways(&self, mailbox: MailboxId) -> Vec<GatewayId> {
+        self.inner.gateways(mailbox).await
+    }
+}
+
 /// Store, router, presence; gateways are added.
 pub(crate) struct Cluster {
     pub(crate) world: Arc<TokioWorld>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) links: Arc<TestLinks>,
     pub(crate) presence: Arc<Directory>,
+    /// What gateways take their leases from: `presence`, or something around it.
+    pub(crate) leases: Arc<dyn Presence>,
     pub(crate) router: Router,
 }
 
@@ -122,7 +145,7 @@ impl Cluster {
         let router =
             Router::new(config, world.clone(), store.clone(), links.clone(), presence.clone(), metrics);
         links.inner.add_router(1, router.clone());
-        Self { world, store, links, presence, router }
+        Self { world, store, links, leases: presence.clone(), presence, router }
     }
 
     pub(crate) fn gateway(&self, number: u8) -> Gateway {
@@ -139,7 +162,7 @@ impl Cluster {
             world: self.world.clone(),
             store: self.store.clone(),
             links: self.links.clone(),
-            presence: self.presence.clone(),
+            presence: self.leases.clone(),
             bells: self.links.inner.add_gateway(id, 1024),
             verifier: Arc::new(verifier),
             tls: None,
