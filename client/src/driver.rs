@@ -210,6 +210,7 @@ impl Driver {
                 // An ephemeral submit without a connection is void.
                 Ok(asked) if asked.close => return End::Lost(String::new()),
                 Ok(asked) if asked.disconnect => {
+                    self.reconnect.on_abandoned(self.now());
                     return End::Lost("disconnected by the application".to_owned());
                 }
                 Ok(_) => self.outbox.on_time(self.now()),
@@ -221,6 +222,9 @@ impl Driver {
             Ok(established) => self.converse(established).await,
             Err(Failed { end, retry_after }) => {
                 self.reconnect.on_retry_after(retry_after);
+                if matches!(end, End::Lost(_)) {
+                    self.reconnect.on_abandoned(self.now());
+                }
                 end
             }
         }

@@ -48,7 +48,12 @@ pub(crate) struct Reconnect {
     move_at: Option<Time>,
     /// From an error of scope connection.
     retry_after: Millis,
+    /// When an attempt was given up without an answer: a gateway may still be attaching it.
+    abandoned: Option<Time>,
 }
+
+/// An attempt that was given up may supersede a later one for so long; afterwards its gateway has given up, too.
+const ABANDONED_FOR: Millis = Millis::from_secs(60);
 
 /// A connection that stood so long was good: the backoff starts again.
 const GOOD_AFTER: Millis = Millis(5000);
@@ -57,7 +62,15 @@ const HINT_MAX: Millis = Millis::from_secs(3600);
 
 impl Reconnect {
     pub(crate) fn new(min: Millis, max: Millis, role: Role) -> Self {
-        Self { min, max: Millis(max.0.max(min.0)), role, attempt: 0, move_at: None, retry_after: Millis(0) }
+        Self {
+            min,
+            max: Millis(max.0.max(min.0)),
+            role,
+            attempt: 0,
+            move_at: None,
+            retry_after: Millis(0),
+            abandoned: None,
+        }
     }
 
     /// The number of the attempt that comes, from 1.
@@ -70,6 +83,11 @@ impl Reconnect {
         if now - since >= GOOD_AFTER {
             self.attempt = 0;
         }
+    }
+
+    /// An attempt ended without an answer of the server.
+    pub(crate) fn on_abandoned(&mut self, now: Time) {
+        self.abandoned = Some(now);
     }
 
     /// The server asks to move: returns when.
@@ -99,7 +117,15 @@ impl Reconnect {
         let move_at = self.move_at.take();
         match end {
             End::Fatal(error) => Verdict::Failed(error),
-            End::Close { code, .. } if code == CloseCode::ConnectedElsewhere.code() => Verdict::Superseded,
+            End::Close { code, reason } if code == CloseCode::ConnectedElsewhere.code() => {
+                // The newer session may be our own attempt that we gave up: once, this is no reason to give way.
+                match self.abandoned.take().filter(|at| now - *at < ABANDONED_FOR) {
+                    Some(_) => {
+                        self.wait(now, hint, move_at, format!("closed: {reason} ({code})"), false, world)
+                    }
+                    None => Verdict::Superseded,
+                }
+            }
             End::Close { code, .. } if code == CloseCode::PeekEnded.code() && self.role == Role::Peek => {
                 Verdict::Done
             }
