@@ -1,8 +1,10 @@
 //! What whole-cluster tests share: what devices send and receive, written down and audited.
 //! **Invariant:** a submit is written down before it leaves, an envelope before it is acked.
-#![allow(dead_code, reason = "each test target uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test target uses a part of it")]
 
 mod audit;
+
+pub(crate) use audit::Verdict;
 
 use chappe_client::{Client, DeviceFilter, Event, Millis, Outgoing, Receipt, TruncatedReason, UserId, World};
 use chappe_loadtest::history::{Fate, History, Received, SubmitKey};
@@ -88,9 +90,6 @@ impl Record {
 
     /// Folds an event into the trace (FNV-1a over its text).
     pub(crate) fn note(&self, event: &str) {
-        if std::option_env!("CHAPPE_TRACE").is_some() {
-            eprintln!("{event}");
-        }
         let mut inner = self.lock();
         for byte in event.bytes() {
             inner.trace = (inner.trace ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
