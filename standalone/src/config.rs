@@ -31,6 +31,8 @@ pub struct ServeConfig {
     pub limits: LimitsConfig,
     /// What a mailbox may hold.
     pub quota: QuotaConfig,
+    /// The embedded store.
+    pub store: StoreSettings,
     /// How the process ends.
     pub drain: DrainSettings,
     /// Logs.
@@ -106,6 +108,14 @@ pub struct QuotaConfig {
     pub bytes_max: u64,
 }
 
+/// The embedded store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreSettings {
+    /// Memory for pages of the database, MiB; it fills up with use.
+    pub cache_mib: u32,
+}
+
 /// The end of the process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -127,6 +137,7 @@ impl Default for ServeConfig {
             token: TokenConfig::default(),
             limits: LimitsConfig::default(),
             quota: QuotaConfig::default(),
+            store: StoreSettings::default(),
             drain: DrainSettings::default(),
             log: LogConfig::default(),
         }
@@ -151,6 +162,20 @@ impl Default for LimitsConfig {
 impl Default for QuotaConfig {
     fn default() -> Self {
         Self { slots_max: 100_000, bytes_max: 1 << 30 }
+    }
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        let bytes = chappe_storage::embedded::EmbeddedConfig::default().cache_bytes;
+        Self { cache_mib: u32::try_from(bytes >> 20).unwrap_or(u32::MAX) }
+    }
+}
+
+impl StoreSettings {
+    /// Memory for pages of the database, bytes.
+    pub fn cache_bytes(&self) -> usize {
+        usize::try_from(u64::from(self.cache_mib) << 20).unwrap_or(usize::MAX)
     }
 }
 
@@ -210,6 +235,7 @@ impl ServeConfig {
             ("limits.frames_burst_max", self.limits.frames_burst_max, 1, 1_000_000),
             ("limits.ping_every_ms", self.limits.ping_every_ms, 1_000, 600_000),
             ("quota.slots_max", self.quota.slots_max, 1, u32::MAX),
+            ("store.cache_mib", self.store.cache_mib, 1, 1 << 20),
             ("drain.budget_ms", self.drain.budget_ms, 100, 3_600_000),
             ("drain.sessions_per_second", self.drain.sessions_per_second, 1, 1_000_000),
         ];

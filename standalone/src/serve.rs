@@ -143,7 +143,9 @@ fn accepted(listener: TcpListener) -> impl Stream<Item = std::io::Result<Incomin
 }
 
 fn open_store(config: &ServeConfig, data: &DataDir, world: &Arc<dyn World>) -> Result<Arc<dyn Store>> {
-    let rows = EmbeddedRows::open(&data.store(), Arc::clone(world), EmbeddedConfig::default())
+    let mut embedded = EmbeddedConfig::default();
+    embedded.cache_bytes = config.store.cache_bytes();
+    let rows = EmbeddedRows::open(&data.store(), Arc::clone(world), embedded)
         .map_err(|error| anyhow::anyhow!("{}: {error}", error.code()))?;
     let log = LogConfig {
         slots_max: u64::from(config.quota.slots_max),
