@@ -18,10 +18,19 @@ const FRESH: Millis = Millis(1000);
 /// Sets with more devices are not kept.
 const KEPT_DEVICES_MAX: usize = 64;
 
-/// Device sets read within the last second, in two generations of bounded size.
+/// Device sets read within the last second, in two generations of bounded size and age: what is too old to be used soon
+/// takes no memory either.
 #[derive(Default)]
 pub(crate) struct DeviceSets {
-    generations: Mutex<[HashMap<MailboxId, Kept>; 2]>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    young: HashMap<MailboxId, Kept>,
+    old: HashMap<MailboxId, Kept>,
+    /// Since when the young one is filled.
+    begun: Time,
 }
 
 #[derive(Clone)]
@@ -33,31 +42,31 @@ struct Kept {
 impl DeviceSets {
     /// Forgets a set that is known to have changed.
     pub(crate) fn forget(&self, mailbox: MailboxId) {
-        for generation in self.lock().iter_mut() {
-            generation.remove(&mailbox);
-        }
+        let mut inner = self.lock();
+        inner.young.remove(&mailbox);
+        inner.old.remove(&mailbox);
     }
 
     fn get(&self, mailbox: MailboxId, now: Time) -> Option<Arc<DeviceSet>> {
-        let generations = self.lock();
-        let kept = generations.iter().find_map(|generation| generation.get(&mailbox))?;
+        let inner = self.lock();
+        let kept = inner.young.get(&mailbox).or_else(|| inner.old.get(&mailbox))?;
         (now - kept.read_at < FRESH).then(|| Arc::clone(&kept.set))
     }
 
-    fn keep(&self, mailbox: MailboxId, kept: Kept, sets_max: usize) {
+    fn keep(&self, now: Time, mailbox: MailboxId, kept: Kept, sets_max: usize) {
         if kept.set.devices.len() > KEPT_DEVICES_MAX {
             return;
         }
-        let mut generations = self.lock();
-        if generations[0].len() >= sets_max / 2 {
-            let [young, old] = &mut *generations;
-            *old = std::mem::take(young);
+        let mut inner = self.lock();
+        if inner.young.len() >= sets_max / 2 || now - inner.begun >= FRESH {
+            inner.old = std::mem::take(&mut inner.young);
+            inner.begun = now;
         }
-        generations[0].insert(mailbox, kept);
+        inner.young.insert(mailbox, kept);
     }
 
-    fn lock(&self) -> MutexGuard<'_, [HashMap<MailboxId, Kept>; 2]> {
-        self.generations.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -122,7 +131,8 @@ impl Checker<'_> {
     async fn read(&self, mailbox: MailboxId) -> Result<Arc<DeviceSet>> {
         let read_at = self.world.now();
         let set = Arc::new(self.store.devices(mailbox).await?);
-        self.sets.keep(mailbox, Kept { set: Arc::clone(&set), read_at }, self.config.device_sets_max);
+        let kept = Kept { set: Arc::clone(&set), read_at };
+        self.sets.keep(self.world.now(), mailbox, kept, self.config.device_sets_max);
         Ok(set)
     }
 
@@ -144,4 +154,23 @@ fn verdict(set: &DeviceSet, entry: &SubmitEntry) -> Option<Outcome> {
     }
     let reaches_one = live().any(|device| entry.devices.names(&device.device));
     (!reaches_one).then_some(Outcome::NoDevice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_old_to_be_used_is_not_kept() {
+        let sets = DeviceSets::default();
+        for number in 0..100_u8 {
+            let now = Time(u64::from(number) * 100);
+            let kept = Kept { set: Arc::new(DeviceSet::default()), read_at: now };
+            sets.keep(now, MailboxId([number; 16]), kept, 1_000);
+        }
+        assert!(sets.get(MailboxId([95; 16]), Time(10_000)).is_some());
+        assert!(sets.get(MailboxId([90; 16]), Time(10_000)).is_none(), "a second old");
+        let inner = sets.lock();
+        assert!(inner.young.len() + inner.old.len() <= 20, "two seconds' worth at most");
+    }
 }
