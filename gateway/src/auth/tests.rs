@@ -1,3 +1,5 @@
+//! Tokens, good and hostile. **Invariant:** every token that is not proven good is refused, and none makes a panic.
+
 use super::*;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
