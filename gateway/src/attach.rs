@@ -109,7 +109,7 @@ async fn find(gateway: &Gateway, mailbox: MailboxId, hello: &Hello) -> Result<Fo
     if let Some(found) = resume(gateway, mailbox, hello, cursor).await? {
         return Ok(found);
     }
-    let connection = ConnectionId::random(&*gateway.world);
+    let connection = ConnectionId::mint(&*gateway.world);
     let attached = gateway.store.attach(mailbox, &hello.device, Attach { connection, cursor }).await?;
     let stored = attached.from;
     let found = Found { attached, stored, connection, resumes: 0, resumed: false };
@@ -130,7 +130,8 @@ async fn resume(
     let Some(ticket) = gateway.resume.open(token, mailbox, &hello.device, wall, age) else {
         return Ok(None);
     };
-    let Some(connection) = ticket.next_connection(wall, gateway.random_u32()) else { return Ok(None) };
+    let minted = ConnectionId::mint(&*gateway.world);
+    let Some(connection) = ticket.next_connection(wall, minted) else { return Ok(None) };
     let Some(attached) = gateway.store.glance(mailbox, &hello.device, cursor).await? else {
         return Ok(None);
     };
@@ -156,7 +157,7 @@ async fn peek(
     device: &DeviceId,
     cursor: Option<Seq>,
 ) -> Result<Found, StoreError> {
-    let connection = ConnectionId::random(&*gateway.world);
+    let connection = ConnectionId::mint(&*gateway.world);
     let attached = match gateway.store.glance(mailbox, device, cursor).await? {
         Some(attached) if attached.device.revoked => return Err(StoreError::Revoked),
         Some(attached) => attached,

@@ -6,7 +6,9 @@ mod leaving;
 use crate::auth::TokenError;
 use crate::connection::{End, Event, OUT_BYTES_MAX, queue_frame};
 use crate::handle::{Handle, Inbox};
-use crate::limits::{Bucket, FrameRate, Hit, Verdict, check_submit, limit_error, refresh_refused};
+use crate::limits::{
+    Bucket, EPHEMERALS, FrameRate, Hit, Verdict, check_submit, limit_error, refresh_refused,
+};
 use crate::reads::Span;
 use crate::shared::Gateway;
 use crate::submits::Submits;
@@ -312,7 +314,7 @@ impl Core {
         if hit.is_none() && submit.ephemeral {
             let (rate, burst) = (config.ephemerals_per_second, config.ephemerals_burst);
             let taken = self.ephemerals.take(self.now, rate, burst);
-            hit = taken.err().map(|retry_after_ms| Hit { name: "ephemerals_per_second_max", retry_after_ms });
+            hit = taken.err().map(|retry_after_ms| Hit { name: EPHEMERALS, retry_after_ms });
         }
         let now = self.now;
         if let Some(hit) = hit {
@@ -330,7 +332,7 @@ impl Core {
         let id = submit.submit_id;
         if !self.submits().admit_ephemeral(submit) {
             self.gateway.metrics.ephemerals_dropped_total.inc();
-            self.refuse(Hit { name: "ephemerals_per_second_max", retry_after_ms: 1000 }, Some(id));
+            self.refuse(Hit { name: EPHEMERALS, retry_after_ms: 1000 }, Some(id));
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a client may ask for. **Invariant:** every refusal names its limit and says when to come back.
 
-use chappe_protocol::close::{ErrorFrame, ErrorScope};
+use chappe_protocol::close::ErrorFrame;
 use chappe_protocol::frame::{Limits, Submit};
 use chappe_protocol::id::SubmitId;
 use chappe_protocol::time::Time;
@@ -85,12 +85,15 @@ impl FrameRate {
     }
 }
 
-/// A limit that was hit: its name in `Limits`, and when to come back (0: never with the same frame).
+/// A limit that was hit: its name as the schema's `Limits` has it, and when to come back (0: never with the same frame).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hit {
     pub(crate) name: &'static str,
     pub(crate) retry_after_ms: u32,
 }
+
+/// The one limit that `Welcome` does not tell: PROTOCOL.md names it beside those of the schema.
+pub(crate) const EPHEMERALS: &str = "ephemerals_per_second_max";
 
 /// Checks a submit against what `Welcome` told, with `in_flight` submits unanswered.
 pub(crate) fn check_submit(submit: &Submit, limits: &Limits, in_flight: usize) -> Result<(), Hit> {
@@ -112,33 +115,24 @@ pub(crate) fn check_submit(submit: &Submit, limits: &Limits, in_flight: usize) -
 
 /// The error that tells a client of a limit.
 pub(crate) fn limit_error(hit: Hit, submit: Option<SubmitId>) -> ErrorFrame {
-    ErrorFrame {
-        code: "limit".to_owned(),
-        message: format!("the limit {} was exceeded", hit.name),
-        retryable: hit.retry_after_ms > 0,
-        limit_name: hit.name.to_owned(),
-        retry_after_ms: hit.retry_after_ms,
-        scope: if submit.is_some() { ErrorScope::Submit } else { ErrorScope::Frame },
-        submit_id: submit,
-    }
+    let message = format!("the limit {} was exceeded", hit.name);
+    ErrorFrame::limit(hit.name, hit.retry_after_ms, submit, &message)
 }
 
 /// The error that tells a client that its new token was not taken; the old one goes on.
 pub(crate) fn refresh_refused() -> ErrorFrame {
-    ErrorFrame {
-        code: "refresh_refused".to_owned(),
-        message: "the new token is not valid; the old one holds until it expires".to_owned(),
-        retryable: true,
-        limit_name: String::new(),
-        retry_after_ms: 0,
-        scope: ErrorScope::Frame,
-        submit_id: None,
-    }
+    ErrorFrame::refresh_refused("the new token is not valid; the old one holds until it expires")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use chappe_protocol::close::ErrorScope;
+    use chappe_protocol::envelope::{DeviceFilter, Urgency};
+    use chappe_protocol::frame::Target;
+    use chappe_protocol::id::UserId;
+    use chappe_protocol::time::Millis;
 
     #[test]
     fn a_bucket_gives_its_burst_and_then_its_rate() {
@@ -168,5 +162,55 @@ mod tests {
         let limits = Limits::default();
         let mut rate = FrameRate::new(Time(0), &limits);
         assert!((0..10_000).all(|n| rate.on_frame(Time(n * 20), &limits) == Verdict::Within));
+    }
+
+    fn submit(payload: usize, targets: u32, ttl: Millis) -> Submit {
+        let user = UserId::new("ben").unwrap();
+        let target = |number| Target {
+            number,
+            user: user.clone(),
+            devices: DeviceFilter::All,
+            device_set_version: None,
+            payload: 0,
+        };
+        Submit {
+            submit_id: SubmitId([7; 16]),
+            attempt: 1,
+            payloads: vec![Bytes::from(vec![0; payload])],
+            targets: (0..targets).map(target).collect(),
+            ttl,
+            urgency: Urgency::default(),
+            ephemeral: false,
+        }
+    }
+
+    #[test]
+    fn a_submit_at_every_limit_passes_and_one_beyond_names_the_limit_of_the_schema() {
+        let schema = include_str!("../../protocol/proto/chappe/v1/chappe.proto");
+        let limits = Limits::default();
+        let (bytes, targets) = (limits.envelope_bytes_max as usize, limits.targets_max);
+        let (ttl, in_flight) = (limits.ttl_max, limits.submits_in_flight_max as usize);
+        assert_eq!(check_submit(&submit(bytes, targets, ttl), &limits, in_flight - 1), Ok(()));
+        let beyond = [
+            (submit(bytes + 1, 1, ttl), 0, "envelope_bytes_max", false),
+            (submit(1, targets + 1, ttl), 0, "targets_max", false),
+            (submit(1, 1, Millis(ttl.0 + 1)), 0, "ttl_ms_max", false),
+            (submit(1, 1, ttl), in_flight, "submits_in_flight_max", true),
+        ];
+        for (submit, in_flight, name, retryable) in beyond {
+            assert!(schema.contains(&format!(" {name} = ")), "the schema does not have {name}");
+            let hit = check_submit(&submit, &limits, in_flight).unwrap_err();
+            let error = limit_error(hit, Some(submit.submit_id));
+            assert_eq!((&error.code[..], &error.limit_name[..]), ("limit", name));
+            assert_eq!((error.retryable, error.retry_after_ms > 0), (retryable, retryable));
+            assert_eq!((error.scope, error.submit_id), (ErrorScope::Submit, Some(submit.submit_id)));
+            assert!(error.message.contains(name));
+        }
+    }
+
+    #[test]
+    fn the_limit_that_welcome_does_not_tell_is_in_the_document() {
+        let document = include_str!("../../protocol/PROTOCOL.md");
+        assert!(document.contains(&format!("`{EPHEMERALS}`")));
     }
 }

@@ -78,13 +78,15 @@ impl ResumeKey {
 }
 
 impl Ticket {
-    /// The id of the socket that resumes at `now`: greater than that of the one it follows, and than that of an earlier
-    /// resume by the same ticket, so that the newer socket wins without a new epoch. `None`: ids are used up.
-    pub(crate) fn next_connection(&self, now: UnixMillis, random: u32) -> Option<ConnectionId> {
+    /// The id of the socket that resumes at `now` and was `minted` there: greater than that of the one it follows, and than
+    /// that of an earlier resume by the same ticket, so that the newer socket wins without a new epoch. Where the clock of
+    /// this gateway is behind that of the last one, `minted` alone would not do. `None`: ids are used up.
+    pub(crate) fn next_connection(&self, now: UnixMillis, minted: ConnectionId) -> Option<ConnectionId> {
         let elapsed = now.0.saturating_sub(self.issued_at.0).saturating_add(1);
-        let step = (u128::from(elapsed) << 32) + u128::from(random);
+        let minted = u128::from_be_bytes(minted.0);
+        let step = (u128::from(elapsed) << 32) | (minted & u128::from(u32::MAX));
         let next = u128::from_be_bytes(self.connection.0).checked_add(step)?;
-        Some(ConnectionId(next.to_be_bytes()))
+        Some(ConnectionId(next.max(minted).to_be_bytes()))
     }
 }
 
@@ -135,11 +137,19 @@ mod tests {
 
     #[test]
     fn a_later_resume_has_the_greater_connection() {
+        // Of a clock that is behind that of the gateway before: less than any id of the ticket's session.
+        let (low, high) = (ConnectionId([0; 16]), ConnectionId([1; 16]));
         let t = ticket();
-        let first = t.next_connection(UnixMillis(1_000_000), u32::MAX).unwrap();
-        let later = t.next_connection(UnixMillis(1_000_001), 0).unwrap();
+        let first = t.next_connection(UnixMillis(1_000_000), high).unwrap();
+        let later = t.next_connection(UnixMillis(1_000_001), low).unwrap();
         assert!(t.connection < first && first < later);
         let last = Ticket { connection: ConnectionId([255; 16]), ..t };
-        assert_eq!(last.next_connection(UnixMillis(0), 0), None);
+        assert_eq!(last.next_connection(UnixMillis(0), low), None);
+    }
+
+    #[test]
+    fn a_resume_is_as_new_as_an_attach_of_its_time() {
+        let minted = ConnectionId([3; 16]);
+        assert_eq!(ticket().next_connection(UnixMillis(1_000_001), minted), Some(minted));
     }
 }

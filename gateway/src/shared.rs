@@ -90,10 +90,4 @@ impl Gateway {
     pub(crate) fn has_bug(&self, bug: crate::faults::Bug) -> bool {
         self.config.bug == Some(bug)
     }
-
-    pub(crate) fn random_u32(&self) -> u32 {
-        let mut bytes = [0; 4];
-        self.world.fill_random(&mut bytes);
-        u32::from_le_bytes(bytes)
-    }
 }

@@ -63,7 +63,7 @@ id128! {
     PayloadId
 }
 id128! {
-    /// Names one socket; the greater one wins between equal epochs.
+    /// Names one socket; the greater one wins between equal epochs. Made by [`ConnectionId::mint`].
     ConnectionId
 }
 id128! {
@@ -73,6 +73,17 @@ id128! {
 id128! {
     /// Names the mailbox and the incarnation of its store, so that a restored backup is noticed.
     CursorTag
+}
+
+impl ConnectionId {
+    /// A fresh id that grows with time: 48 bits of wall clock in milliseconds (RFC 9562 §5.7 has the same layout), then 80
+    /// random bits. Of two attaches that came to the same epoch the later socket wins, as far as the gateways' clocks agree.
+    pub fn mint(world: &dyn crate::world::World) -> Self {
+        let mut id = [0; 16];
+        world.fill_random(&mut id[6..]);
+        id[..6].copy_from_slice(&world.wall().0.to_be_bytes()[2..]);
+        Self(id)
+    }
 }
 
 impl EnvelopeId {
@@ -210,3 +221,43 @@ impl BucketShape {
 /// The number of a device's session; the newer epoch wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Epoch(pub u64);
+
+#[cfg(test)]
+mod tests {
+    use super::ConnectionId;
+    use crate::testing::TestWorld;
+    use crate::time::{Millis, UnixMillis};
+
+    #[test]
+    fn the_connection_minted_later_is_the_greater() {
+        for seed in 0..100 {
+            let world = TestWorld::new(seed);
+            let mut last = ConnectionId::mint(&world);
+            for by in [1, 1, 254, 255, 65_536, 1 << 32] {
+                world.advance(Millis(by));
+                let next = ConnectionId::mint(&world);
+                assert!(last < next, "seed {seed}: {last} is not less than {next}");
+                last = next;
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_tells_its_millisecond_and_is_random_behind_it() {
+        let world = TestWorld::new(1);
+        world.set_wall(UnixMillis(0x0123_4567_89ab));
+        let (one, other) = (ConnectionId::mint(&world), ConnectionId::mint(&world));
+        assert_eq!(one.0[..6], [0x01, 0x23, 0x45, 0x67, 0x89, 0xab]);
+        assert_eq!(other.0[..6], one.0[..6]);
+        assert_ne!(other.0[6..], one.0[6..]);
+        // Not one of the 80 bits stands still.
+        let (mut ever_set, mut ever_clear) = ([0_u8; 10], [0_u8; 10]);
+        for _ in 0..200 {
+            for (place, byte) in ConnectionId::mint(&world).0[6..].iter().enumerate() {
+                ever_set[place] |= byte;
+                ever_clear[place] |= !byte;
+            }
+        }
+        assert_eq!((ever_set, ever_clear), ([0xff; 10], [0xff; 10]));
+    }
+}

@@ -37,7 +37,7 @@ pub enum Phase {
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq)]
 pub struct Socket {
-    /// Random in truth: here a fixed permutation, so that an older socket may have the greater one.
+    /// Grows with time as far as clocks agree: here a fixed permutation, so that an older socket may have the greater one.
     id: u8,
     phase: Phase,
     told: u8,
