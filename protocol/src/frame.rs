@@ -19,7 +19,7 @@ pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 /// The longest resume token, in bytes.
 pub const RESUME_TOKEN_BYTES_MAX: usize = 512;
 /// Devices in one list.
-pub const DEVICES_MAX: usize = 64;
+pub const DEVICES_MAX: usize = 256;
 /// Targets, and payloads, that a Submit may hold at all; `Limits::targets_max` is what a gateway allows.
 pub const TARGETS_HARD_MAX: usize = 65_536;
 /// Results in one answer.

@@ -334,10 +334,10 @@ fn many_tiny_elements_are_refused_before_they_are_allocated() {
     let refused = |frame, name| assert_eq!(frame, Err(FrameError::Field(name)), "{name}");
     refused(ClientFrame::decode(field(2, &many(4, 65_537))).map(drop), "targets");
     refused(ClientFrame::decode(field(2, &many(3, 65_537))).map(drop), "payloads");
-    refused(ClientFrame::decode(field(2, &field(4, &field(3, &many(1, 65))))).map(drop), "devices");
-    refused(ClientFrame::decode(field(2, &field(4, &field(4, &many(1, 65))))).map(drop), "devices");
+    refused(ClientFrame::decode(field(2, &field(4, &field(3, &many(1, 257))))).map(drop), "devices");
+    refused(ClientFrame::decode(field(2, &field(4, &field(4, &many(1, 257))))).map(drop), "devices");
     refused(ServerFrame::decode(field(5, &many(3, 65_537))).map(drop), "results");
-    refused(ServerFrame::decode(field(5, &field(3, &many(5, 65)))).map(drop), "devices");
+    refused(ServerFrame::decode(field(5, &field(3, &many(5, 257)))).map(drop), "devices");
     refused(ServerFrame::decode(field(7, &many(4, 17))).map(drop), "endpoints");
 }
 

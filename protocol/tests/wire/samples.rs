@@ -396,9 +396,9 @@ pub fn unusual() -> Vec<Unusual> {
         ),
         (
             "bad-too-many-devices",
-            "65 devices in one list.",
+            "257 devices in one list.",
             From::Client,
-            submit(|s| s.targets[0].devices = DeviceFilter::Only(vec![device("d"); 65])),
+            submit(|s| s.targets[0].devices = DeviceFilter::Only(vec![device("d"); 257])),
             field("devices"),
         ),
         (
