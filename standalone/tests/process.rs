@@ -116,7 +116,9 @@ fn damaged_data_and_unreadable_keys_are_told() {
         .max_by_key(|path| std::fs::metadata(path).unwrap().len())
         .unwrap();
     let mut bytes = std::fs::read(&largest).unwrap();
-    bytes.iter_mut().for_each(|byte| *byte = !*byte);
+    for byte in &mut bytes {
+        *byte = !*byte;
+    }
     std::fs::write(&largest, bytes).unwrap();
     let (code, text) = refused(&place, &[]);
     assert_eq!(code, Some(1));

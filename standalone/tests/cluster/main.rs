@@ -32,10 +32,10 @@ fn only(user: usize, device: &str) -> To {
 #[tokio::test(start_paused = true)]
 async fn a_device_roams_and_misses_nothing() {
     let bench = Bench::start(1, &[(0, "phone"), (1, "phone")], Bells::Ring, None).await;
-    for round in 0..9u64 {
+    for round in 0..9_usize {
         bench.send(0, vec![all(1)]).await;
         // Wherever it comes from, the next gateway serves it.
-        bench.roam(1, (round as usize + 1) % 3);
+        bench.roam(1, (round + 1) % 3);
         bench.send(0, vec![all(1)]).await;
         tokio::time::sleep(Duration::from_secs(3)).await;
         bench.apps[1].client.connected().await.unwrap();
@@ -83,7 +83,7 @@ async fn with_every_doorbell_lost_all_arrive_within_the_probe_bound() {
     let people = [(0, "phone"), (1, "phone"), (2, "phone"), (2, "laptop")];
     let bench = Bench::start(4, &people, Bells::Lost, None).await;
     // Long after everything that happens at an attach.
-    tokio::time::sleep(Duration::from_secs(600)).await;
+    tokio::time::sleep(Duration::from_mins(10)).await;
     for _ in 0..10 {
         bench.send(0, vec![all(1), all(2)]).await;
     }

@@ -89,7 +89,7 @@ impl Simulation {
         let mut sim = turmoil::Builder::new()
             .rng_seed(random.bits())
             .tick_duration(Duration::from_millis(TICK_MS))
-            .simulation_duration(Duration::from_secs(3_600))
+            .simulation_duration(Duration::from_hours(1))
             .min_message_latency(Duration::from_millis(1))
             .max_message_latency(Duration::from_millis(30))
             .tcp_capacity(1024)
@@ -113,7 +113,7 @@ impl Simulation {
             self.cluster.record.violate(format!("a process failed: {error}"));
         }
         self.now_ms += TICK_MS;
-        if self.now_ms % 50 == 0 {
+        if self.now_ms.is_multiple_of(50) {
             self.cluster.record.watch_cursors();
         }
     }
@@ -217,7 +217,7 @@ impl Simulation {
     }
 
     fn is_quiet(&self) -> bool {
-        if self.now_ms % 200 != 0 {
+        if !self.now_ms.is_multiple_of(200) {
             return false;
         }
         let quiet = self.cluster.record.is_quiet(self.world.clone(), SHAPE).now_or_never().unwrap();

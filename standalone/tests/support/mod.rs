@@ -284,7 +284,7 @@ impl App {
                     self.record.truncated(self.index, from, to, why);
                     self.record.note(&format!("{now} {} misses {from} to {to}: {why:?}", self.index));
                 }
-                _ => {}
+                Event::Ephemeral { .. } | Event::BacklogEnd | _ => {}
             }
         }
     }
