@@ -37,6 +37,7 @@ pub(crate) async fn run(gateway: &Gateway) {
         }
         #[cfg(feature = "testing")]
         if gateway.has_bug(crate::faults::Bug::SkipProbe) {
+            tokio::time::sleep(OUT_OF_TURN_MIN.to_std()).await;
             continue;
         }
         round(gateway, &mut state).await;

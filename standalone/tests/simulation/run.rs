@@ -7,6 +7,7 @@ use crate::wires::Wires;
 use crate::world::{Latest, SimWorld};
 use chappe_client::{State, World};
 use chappe_gateway::GatewayMetrics;
+use chappe_gateway::faults::Bug;
 use chappe_protocol::testing::Rng;
 use chappe_router::planted::PlantedBug;
 use chappe_router::{Directory, RouterMetrics};
@@ -66,7 +67,8 @@ impl Simulation {
         let router_metrics = Arc::new(RouterMetrics::new(&registry).unwrap());
         let shape = plan::shape(&mut random);
         // The defects of probing show only where no doorbell helps; so do it with some of the seeds in any case.
-        let deaf = plant == Plant::Router(PlantedBug::BlindProbe) || random.percent(10);
+        let probing = [Plant::Router(PlantedBug::BlindProbe), Plant::Gateway(Bug::SkipProbe)];
+        let deaf = random.percent(10) || probing.contains(&plant);
         let cluster = Arc::new(Cluster {
             seed,
             plant,
