@@ -170,9 +170,9 @@ fn measure_once(variant: Variant, count: usize) -> (usize, usize) {
 /// The product itself; heartbeats are rare, so that nothing moves while memory is read.
 fn start_chappe(folder: &Path, is_tls: bool) -> (Running, SocketAddr) {
     let settings = format!(
-        "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\ndata = {:?}\n[tls]\noff = {}\n[log]\nlevel = \"warn\"\n\
+        "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\ndata = \"{}\"\n[tls]\noff = {}\n[log]\nlevel = \"warn\"\n\
          [limits]\nping_every_ms = 600000\nframes_burst_max = 100000\n[store]\ncache_mib = {CACHE_MIB}\n",
-        folder.join("data"),
+        folder.join("data").display(),
         !is_tls,
     );
     let file = folder.join("chappe.toml");
@@ -283,7 +283,13 @@ impl Session {
                     assert_eq!(deliver.payload.len(), bytes);
                     delivered = Some(deliver.seq);
                 }
-                other => panic!("unexpected: {other:?}"),
+                other @ (ServerFrame::Welcome(_)
+                | ServerFrame::BacklogEnd { .. }
+                | ServerFrame::Truncated { .. }
+                | ServerFrame::Ephemeral { .. }
+                | ServerFrame::GoAway(_)
+                | ServerFrame::Error(_)
+                | ServerFrame::Pong { .. }) => panic!("unexpected: {other:?}"),
             }
         }
         self.send(&ClientFrame::Ack { upto: delivered.unwrap() }).await;
@@ -297,7 +303,7 @@ impl Session {
         match u16::try_from(frame.len()) {
             Ok(short @ 0..126) => message.push(0x80 | u8::try_from(short).unwrap()),
             Ok(medium) => {
-                message.push(0x80 | 126);
+                message.push(0x80 | 0x7e);
                 message.extend(medium.to_be_bytes());
             }
             Err(_) => {
