@@ -297,7 +297,7 @@ async fn a_slow_phone_that_takes_what_is_sent_is_left_alone() {
     let mut ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
     let mut ada = Client::connect(&cluster, &gateway, "ada", "laptop").await;
     for id in 0..2 {
-        assert_eq!(ada.outcome(submit_to(id, &["ben"], &[id; 90_000])).await, Outcome::Accepted);
+        assert_eq!(ada.outcome(submit_to(id, &["ben"], &vec![id; 90_000])).await, Outcome::Accepted);
     }
     // Three kilobytes per second: a minute for both, and a ping now and then.
     let mut taken = 0;

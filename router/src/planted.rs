@@ -28,6 +28,10 @@ pub enum PlantedBug {
 
 impl RouterConfig {
     /// Whether a test has planted this.
+    #[cfg_attr(
+        not(feature = "testing"),
+        expect(clippy::unused_self, reason = "without the feature nothing can be planted")
+    )]
     pub(crate) fn has_bug(&self, bug: PlantedBug) -> bool {
         #[cfg(feature = "testing")]
         let has = self.planted == Some(bug);
