@@ -137,7 +137,7 @@ async fn a_read_that_never_returns_frees_its_place_among_the_probes() {
     cluster.submit(submit_of("ana", ben, None, &[1])).await;
     cluster.store.heads.lock().unwrap().extend([Fault::Hang, Fault::Hang]);
     let probe = || Request::Probe(Probe { as_of: None, known: vec![(ben, chappe_protocol::id::Seq(0))] });
-    let day = Duration::from_secs(24 * 3600);
+    let day = Duration::from_hours(24);
     let handle = async |request| tokio::time::timeout(day, cluster.router.handle(request)).await.unwrap();
     assert_eq!(handle(probe()).await, Reply::Unavailable);
     assert_eq!(handle(Request::Base(ben)).await, Reply::Unavailable);
