@@ -1,4 +1,5 @@
-//! When to connect again, and whether. **Invariant:** pure; no reconnect without jitter, and none by itself after 4409 or a terminal code.
+//! When to connect again, and whether. **Invariant:** pure; no reconnect without jitter, and none by itself after a terminal
+//! code, nor after 4409 unless an attempt of our own, given up before, may be the cause.
 
 use crate::error::ClientError;
 use chappe_protocol::close::CloseCode;
@@ -258,6 +259,17 @@ mod tests {
         let verdict = Reconnect::new(MIN, MAX, Role::Main).decide(Time(0), close(4409), &world);
         assert_eq!(verdict, Verdict::Superseded);
         assert_eq!(Reconnect::new(MIN, MAX, Role::Peek).decide(Time(0), close(3008), &world), Verdict::Done);
+    }
+
+    #[test]
+    fn an_attempt_of_our_own_that_was_given_up_does_not_make_us_give_way() {
+        let world = Seeded::new(4);
+        let mut reconnect = Reconnect::new(MIN, MAX, Role::Main);
+        reconnect.on_abandoned(Time(0));
+        assert!(matches!(reconnect.decide(Time(59_999), close(4409), &world), Verdict::Wait { .. }));
+        assert_eq!(reconnect.decide(Time(59_999), close(4409), &world), Verdict::Superseded, "once");
+        reconnect.on_abandoned(Time(100_000));
+        assert_eq!(reconnect.decide(Time(160_000), close(4409), &world), Verdict::Superseded, "too long ago");
     }
 
     #[test]
