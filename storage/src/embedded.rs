@@ -1,4 +1,4 @@
-//! The store of the one-process product: one file, one writing thread, one sync for all appends that wait.
+//! The store of the one-process product: a journal beneath pages, one writing thread, one sync for all appends that wait.
 //! **Invariant:** nothing is answered `Ok` before the sync behind it returned, but for pending notes, whose order is enough.
 
 mod append;
@@ -7,6 +7,7 @@ mod database;
 mod directory;
 mod expiry;
 mod file;
+mod journal;
 mod keys;
 mod operations;
 mod table;
@@ -15,13 +16,16 @@ mod values;
 use crate::error::{Result, StoreError};
 use chappe_protocol::time::Time;
 use chappe_protocol::world::World;
-use committer::{Committer, Queued, Write};
+use committer::{Committer, Pace, Queued, Write};
 use database::{Opened, Opener, Recipe, Shared};
 use directory::{Content, Directory};
 use file::{DiskFile, SyncFailed, abort_on_failed_sync};
+#[cfg(feature = "testing")]
+pub use file::Layer;
+#[cfg(not(feature = "testing"))]
+use file::Layer;
 use redb::ReadOnlyTable;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -42,6 +46,9 @@ pub struct EmbeddedConfig {
     pub batch_bytes_max: usize,
     /// Page reads that may run at once beside the async threads.
     pub readers_max: usize,
+    /// Bytes of the journal after which the pages are written and the journal begins anew. More journal: fewer page writes
+    /// under load, longer recovery.
+    pub journal_bytes_max: u64,
     /// Whether batches are synced. `false` loses acknowledged entries with the power; for the benchmark, and for the test that
     /// must then see the loss.
     #[cfg(feature = "testing")]
@@ -56,6 +63,7 @@ impl Default for EmbeddedConfig {
             batch_writes_max: 1024,
             batch_bytes_max: 8 << 20,
             readers_max: 16,
+            journal_bytes_max: 16 << 20,
             #[cfg(feature = "testing")]
             sync: true,
         }
@@ -126,36 +134,38 @@ impl EmbeddedRows {
     ) -> Result<Self, OpenError> {
         let (directory, content) = Directory::open(path)?;
         let recipe = Recipe::new(&config, on_failed_sync);
-        let rows = directory.rows();
+        let (rows, journal) = (directory.rows(), directory.journal());
+        let layer = move |create| -> std::io::Result<Layer> {
+            let rows = Arc::new(DiskFile::open(&rows, create)?);
+            Ok(Layer { rows, journal: Arc::new(DiskFile::open(&journal, create)?) })
+        };
         if content == Content::Empty {
             directory.begin()?;
-            recipe.create(Arc::new(DiskFile::open(&rows, true)?), &*world)?;
+            recipe.create(&layer(true)?, &*world)?;
             directory.created()?;
         }
-        let touched = Arc::clone(&recipe.header_touched);
-        let opener: Opener = Box::new(move || recipe.open(Arc::new(DiskFile::open(&rows, false)?)));
+        let opener: Opener = Box::new(move || recipe.open(&layer(false)?));
         let opened = opener()?;
         if directory.closed()?.is_some_and(|batch| opened.batch < batch) {
             return Err(OpenError::Corrupt("rows.redb is older than it was when it was last closed".into()));
         }
-        Self::start(world, config, opened, opener, touched, Some(directory))
+        Self::start(world, config, opened, opener, Some(directory))
     }
 
-    /// Runs on a file layer of the caller's: for tests that cut the power or fill the disk. Creates the rows if the file is empty.
+    /// Runs on files of the caller's: for tests that cut the power or fill the disk. Creates the rows if the file is empty.
     #[cfg(feature = "testing")]
     pub fn open_layer(
-        file: Arc<dyn redb::StorageBackend>,
+        layer: Layer,
         world: Arc<dyn World>,
         config: EmbeddedConfig,
     ) -> Result<Self, OpenError> {
         let recipe = Recipe::new(&config, abort_on_failed_sync());
-        if file.len()? == 0 {
-            recipe.create(Arc::clone(&file), &*world)?;
+        if layer.rows.len()? == 0 {
+            recipe.create(&layer, &*world)?;
         }
-        let touched = Arc::clone(&recipe.header_touched);
-        let opener: Opener = Box::new(move || recipe.open(Arc::clone(&file)));
+        let opener: Opener = Box::new(move || recipe.open(&layer));
         let opened = opener()?;
-        Self::start(world, config, opened, opener, touched, None)
+        Self::start(world, config, opened, opener, None)
     }
 
     /// Starts the committer.
@@ -164,7 +174,6 @@ impl EmbeddedRows {
         config: EmbeddedConfig,
         opened: Opened,
         opener: Opener,
-        header_touched: Arc<AtomicBool>,
         directory: Option<Directory>,
     ) -> Result<Self, OpenError> {
         let queue_bytes_max = config.queue_bytes_max.clamp(FLAT_BYTES, u32::MAX as usize);
@@ -173,14 +182,16 @@ impl EmbeddedRows {
         let committer = Committer {
             shared: Arc::clone(&shared),
             opener,
-            header_touched,
+            journal: opened.journal,
+            journal_bytes_max: config.journal_bytes_max,
             queue,
             batch_writes_max: config.batch_writes_max.max(1),
             batch_bytes_max: config.batch_bytes_max,
             last_writes: 0,
             batch: opened.batch,
             expiry_at: Time::default(),
-            reopen: Committer::reopen_at_once(),
+            reopen: Pace::default(),
+            checkpoint: Pace::default(),
         };
         // A thread of its own: it spends its life in `fdatasync`, and the one writer is what makes a condition and its write one step.
         let thread = std::thread::Builder::new().name("chappe-store".into()).spawn(move || {

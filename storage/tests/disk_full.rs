@@ -10,18 +10,20 @@ use chappe_storage::embedded::{EmbeddedConfig, EmbeddedRows};
 use chappe_storage::rows::{Applied, Rows};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-use support::disk::SimFile;
+use support::disk::SimDisk;
 use support::{Clock, append, dense, entry, partition};
 
 /// The disk fills up at every single change in turn, and space returns later.
 #[tokio::test]
 async fn full_at_every_write_point() {
     let mut refused_writes = 0;
+    let mut config = EmbeddedConfig::default();
+    config.journal_bytes_max = 20_000;
     for point in 0..160 {
-        let (file, clock) = (SimFile::new(Vec::new(), point), Clock::new(point));
-        let rows = EmbeddedRows::open_layer(file.clone(), clock.clone(), EmbeddedConfig::default()).unwrap();
+        let (disk, clock) = (SimDisk::empty(point), Clock::new(point));
+        let rows = EmbeddedRows::open_layer(disk.layer(), clock.clone(), config).unwrap();
         let of = partition(1, 0);
-        file.full_after(usize::try_from(point).unwrap());
+        disk.full_after(usize::try_from(point).unwrap());
         let mut top = 0;
         let mut refusals = 0;
         while refusals < 3 && top < 60 {
@@ -38,7 +40,7 @@ async fn full_at_every_write_point() {
                 Err(other) => panic!("point {point}: {other}"),
             }
         }
-        let refused = file.space_returns();
+        let refused = disk.space_returns();
         refused_writes += refused;
         clock.advance(60_000);
         // If the file had to be closed, the next write opens it.
@@ -51,8 +53,8 @@ async fn full_at_every_write_point() {
         append(&rows, of, before, &[entry(1, before + 1, 1500)]).await.unwrap();
         assert_eq!(dense(&rows, 1).await, before + 1);
         drop(rows);
-        let again = SimFile::new(file.image(), point);
-        let rows = EmbeddedRows::open_layer(again, clock, EmbeddedConfig::default()).unwrap();
+        let again = SimDisk::new(disk.image(), point);
+        let rows = EmbeddedRows::open_layer(again.layer(), clock, EmbeddedConfig::default()).unwrap();
         assert_eq!(dense(&rows, 1).await, before + 1);
     }
     assert!(refused_writes > 100, "the disk was hardly ever full");

@@ -14,14 +14,14 @@ use chappe_storage::slotlog::{LogConfig, SlotLog};
 use chappe_storage::{Appended, Entry, EntryPayload, Store, StoreError};
 use redb::{ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use std::sync::Arc;
-use support::disk::SimFile;
+use support::disk::SimDisk;
 use support::{Clock, DAY, START, entry, id, partition};
 
 const ROWS: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("rows");
 const BEN: MailboxId = MailboxId([1; 16]);
 
-fn open(file: &Arc<SimFile>, clock: &Arc<Clock>) -> EmbeddedRows {
-    EmbeddedRows::open_layer(file.clone(), clock.clone(), EmbeddedConfig::default()).unwrap()
+fn open(disk: &Arc<SimDisk>, clock: &Arc<Clock>) -> EmbeddedRows {
+    EmbeddedRows::open_layer(disk.layer(), clock.clone(), EmbeddedConfig::default()).unwrap()
 }
 
 /// A shared payload lives as long as its longest entry; a shorter one ends at its own time.
@@ -46,9 +46,9 @@ async fn a_shared_payload_is_not_delivered_past_the_slots_own_time() {
 }
 
 /// Flips a byte in every value that holds `needle`, behind the store's back and under intact pages.
-fn damage(file: &Arc<SimFile>, needle: &[u8]) -> usize {
+fn damage(disk: &Arc<SimDisk>, needle: &[u8]) -> usize {
     #[derive(Debug)]
-    struct Whole(Arc<SimFile>);
+    struct Whole(Arc<dyn StorageBackend>);
     impl StorageBackend for Whole {
         fn len(&self) -> std::io::Result<u64> {
             self.0.len()
@@ -66,7 +66,7 @@ fn damage(file: &Arc<SimFile>, needle: &[u8]) -> usize {
             self.0.write(offset, data)
         }
     }
-    let database = redb::Builder::new().create_with_backend(Whole(file.clone())).unwrap();
+    let database = redb::Builder::new().create_with_backend(Whole(disk.layer().rows)).unwrap();
     let mut hit = Vec::new();
     {
         let transaction = database.begin_read().unwrap();
@@ -93,10 +93,10 @@ fn damage(file: &Arc<SimFile>, needle: &[u8]) -> usize {
 
 #[tokio::test]
 async fn a_damaged_slot_is_told_as_lost_and_never_stops_a_mailbox() {
-    let (file, clock) = (SimFile::new(Vec::new(), 1), Clock::new(1));
+    let (disk, clock) = (SimDisk::empty(1), Clock::new(1));
     let log = |rows| SlotLog::new(Arc::new(rows), clock.clone(), LogConfig::default());
     {
-        let store = log(open(&file, &clock));
+        let store = log(open(&disk, &clock));
         let shared = PayloadId([9; 16]);
         let ends = UnixMillis(START + 7 * DAY);
         store.put_payload(shared, Bytes::from_static(b"shared, damaged"), ends).await.unwrap();
@@ -113,8 +113,8 @@ async fn a_damaged_slot_is_told_as_lost_and_never_stops_a_mailbox() {
         ];
         store.append(BEN, &entries, None).await.unwrap();
     }
-    assert_eq!(damage(&file, b"damaged"), 2);
-    let store = log(open(&file, &clock));
+    assert_eq!(damage(&disk, b"damaged"), 2);
+    let store = log(open(&disk, &clock));
     for _ in 0..2 {
         let mut bodies = Vec::new();
         while bodies.len() < 5 {
@@ -134,10 +134,10 @@ async fn a_damaged_slot_is_told_as_lost_and_never_stops_a_mailbox() {
 #[tokio::test]
 async fn pending_notes_are_bounded_while_the_disk_refuses_writes() {
     const NOTES: u32 = 65_536;
-    let (file, clock) = (SimFile::new(Vec::new(), 2), Clock::new(2));
-    let rows = open(&file, &clock);
+    let (disk, clock) = (SimDisk::empty(2), Clock::new(2));
+    let rows = open(&disk, &clock);
     let mailbox = |n: u32| MailboxId(std::array::from_fn(|at| n.to_be_bytes()[at % 4]));
-    file.full_after(0);
+    disk.full_after(0);
     let refused = support::append(&rows, partition(1, 0), 0, &[entry(1, 1, 20_000)]).await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_) | StoreError::Unknown(_))), "{refused:?}");
     let mut noted = 0;
@@ -145,7 +145,7 @@ async fn pending_notes_are_bounded_while_the_disk_refuses_writes() {
         noted += usize::from(rows.add_pending(mailbox(n)).await.is_ok());
     }
     assert!(noted <= NOTES as usize, "{noted} notes in memory");
-    file.space_returns();
+    disk.space_returns();
     clock.advance(60_000);
     support::append(&rows, partition(2, 0), 0, &[entry(2, 1, 10)]).await.unwrap();
     let (pending, _) = rows.pending_since(UnixMillis(START)).await.unwrap();

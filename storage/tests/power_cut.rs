@@ -9,8 +9,7 @@ use chappe_storage::embedded::{EmbeddedConfig, EmbeddedRows};
 use chappe_storage::rows::Rows;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use std::sync::Arc;
-use support::disk::SimFile;
+use support::disk::{Image, SimDisk};
 use support::{Clock, START, append, dense, entry, partition};
 
 const SEEDS: u64 = 220;
@@ -18,19 +17,19 @@ const SEEDS: u64 = 220;
 /// Writes until the power goes at a random change; `Err` says what was lost.
 async fn one_life(seed: u64, sync: bool) -> Result<(), String> {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let file = SimFile::new(Vec::new(), seed);
     let mut config = EmbeddedConfig::default();
     config.sync = sync;
+    config.journal_bytes_max = [20_000, 100_000, 16 << 20][usize::try_from(seed % 3).unwrap()];
     let mut accepted = [0_u64; 4];
     // Some seeds live through two cuts of one file.
-    let mut image = Vec::new();
+    let mut image = Image::default();
     for life in 0..rng.random_range(1..=2) {
-        let file = if life == 0 { Arc::clone(&file) } else { SimFile::new(image, seed + life) };
-        let rows = EmbeddedRows::open_layer(file.clone(), Clock::new(seed), config)
+        let disk = SimDisk::new(image, seed + life);
+        let rows = EmbeddedRows::open_layer(disk.layer(), Clock::new(seed), config)
             .map_err(|error| error.to_string())?;
-        file.cut_after(rng.random_range(0..120));
+        disk.cut_after(rng.random_range(0..120));
         let mut tries = 0;
-        while !file.is_cut() && tries < 400 {
+        while !disk.is_cut() && tries < 400 {
             tries += 1;
             let mailbox = rng.random_range(0..4_u8);
             let of = partition(mailbox, 0);
@@ -41,14 +40,14 @@ async fn one_life(seed: u64, sync: bool) -> Result<(), String> {
             rows.add_pending(of.mailbox).await.map_err(|error| error.to_string())?;
             let answer = append(&rows, of, top, &entries).await;
             // Looked at after the answer: a cut seen later cannot have come before it.
-            if answer.is_ok() && !file.is_cut() {
+            if answer.is_ok() && !disk.is_cut() {
                 accepted[usize::from(mailbox)] = top + count;
             }
         }
-        image = file.image();
+        image = disk.image();
     }
-    let after = SimFile::new(image, seed);
-    let rows = EmbeddedRows::open_layer(after, Clock::new(seed), EmbeddedConfig::default());
+    let after = SimDisk::new(image, seed);
+    let rows = EmbeddedRows::open_layer(after.layer(), Clock::new(seed), EmbeddedConfig::default());
     let rows = rows.map_err(|error| format!("does not open: {error}"))?;
     let noted = rows.pending_since(UnixMillis(START)).await.map_err(|error| error.to_string())?.0;
     for (mailbox, accepted) in (0_u8..).zip(accepted) {

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use support::disk::SimFile;
+use support::disk::SimDisk;
 use support::{Clock, append, dense, entry, partition};
 
 const ROLE: &str = "CHAPPE_TEST_RECOVERY";
@@ -101,7 +101,7 @@ async fn append_for_ever(rows: Arc<EmbeddedRows>) {
 /// A file whose sync fails once, for good.
 #[derive(Debug)]
 struct FailingSync {
-    file: Arc<SimFile>,
+    file: Arc<dyn StorageBackend>,
     left: AtomicU64,
 }
 
@@ -132,8 +132,9 @@ impl StorageBackend for FailingSync {
 #[tokio::test]
 async fn a_failed_sync_ends_the_process_and_is_not_retried() {
     if std::env::var_os(ROLE).is_some() {
-        let file = Arc::new(FailingSync { file: SimFile::new(Vec::new(), 1), left: AtomicU64::new(40) });
-        let rows = EmbeddedRows::open_layer(file, Clock::new(1), EmbeddedConfig::default()).unwrap();
+        let mut layer = SimDisk::empty(1).layer();
+        layer.journal = Arc::new(FailingSync { file: layer.journal, left: AtomicU64::new(40) });
+        let rows = EmbeddedRows::open_layer(layer, Clock::new(1), EmbeddedConfig::default()).unwrap();
         append_for_ever(Arc::new(rows)).await;
         println!("STILL HERE");
         return;
@@ -193,6 +194,41 @@ async fn damage_is_told_or_without_effect() {
     assert!(told > 20, "the damage was hardly ever noticed: {told}");
 }
 
+/// Damages the journal under a process that was killed: whatever opens holds all that was answered, but for the very last
+/// batch, whose damage looks like a write that the kill tore.
+#[tokio::test]
+async fn damage_of_the_journal_is_told() {
+    let disk = SimDisk::empty(1);
+    let rows = EmbeddedRows::open_layer(disk.layer(), Clock::new(1), EmbeddedConfig::default()).unwrap();
+    for seq in 1..=60 {
+        append(&rows, partition(1, 0), seq - 1, &[entry(1, seq, 400)]).await.unwrap();
+    }
+    let killed = disk.contents();
+    drop(rows);
+    let mut rng = SmallRng::seed_from_u64(4);
+    let mut told = 0;
+    for case in 0..120 {
+        let mut image = killed.clone();
+        let at = rng.random_range(0..image.journal.len());
+        if case % 4 == 0 {
+            image.journal.truncate(at);
+        } else {
+            image.journal[at] ^= rng.random_range(1..=255_u8);
+        }
+        // What was cut off may have been answered: the pages are far behind, and only the batch's number tells.
+        let cut = if case % 4 == 0 { at / 4096 } else { 59 };
+        let disk = SimDisk::new(image, case);
+        match EmbeddedRows::open_layer(disk.layer(), Clock::new(2), EmbeddedConfig::default()) {
+            Ok(rows) => assert!(dense(&rows, 1).await >= cut as u64, "case {case}: silent loss"),
+            Err(error) => {
+                told += 1;
+                assert!(matches!(error, OpenError::Corrupt(_)), "case {case}: {error}");
+            }
+        }
+    }
+    assert!(told > 10, "the damage was hardly ever noticed: {told}");
+}
+
 #[tokio::test]
 async fn missing_and_foreign_files_are_told() {
     let error = |path: &Path| {
@@ -215,11 +251,18 @@ async fn missing_and_foreign_files_are_told() {
     // An interrupted creation was never answered: it begins anew.
     fs::write(directory.path().join("format"), b"creating\n").unwrap();
     drop(open(directory.path()));
-    // An older file in place of the one that was closed is a loss.
+    // An older file in place of the one that was closed is a loss, unless its own journal makes it good.
+    let kept = fs::read(&rows).unwrap();
     let rows_of = open(directory.path());
     append(&rows_of, partition(1, 0), 0, &[entry(1, 1, 10)]).await.unwrap();
     drop(rows_of);
     fs::write(&rows, &kept).unwrap();
+    assert_eq!(dense(&open(directory.path()), 1).await, 1);
+    fs::write(&rows, &kept).unwrap();
+    let journal = directory.path().join("journal");
+    fs::write(&journal, b"").unwrap();
+    assert_eq!(error(directory.path()), "data_dir_corrupt");
+    fs::remove_file(&journal).unwrap();
     assert_eq!(error(directory.path()), "data_dir_corrupt");
     let file = tempfile::NamedTempFile::new().unwrap();
     assert_eq!(error(file.path()), "data_dir_io");

@@ -1,16 +1,17 @@
-//! The one thread that writes: it takes what waits, applies it in order, commits with one sync, then answers all.
+//! The one thread that writes: it takes what waits, applies it in order, journals it with one sync, then answers all.
 //! **Invariant:** a caller is told `Ok` after the sync of its batch, `Unavailable` only if its batch is certainly not in the file.
 
 use super::database::{Opened, Opener, Shared};
 use super::expiry;
+use super::journal::Journal;
 use super::keys;
 use super::table::{Failure, Outcome, ROWS, Tables};
 use super::values;
 use crate::error::{Result, StoreError};
 use chappe_protocol::time::{Millis, Time};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use redb::Durability;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -21,8 +22,8 @@ const IDLE: Duration = Duration::from_secs(1);
 const EXPIRY_MS: Millis = Millis(1000);
 /// How long a batch waits for the next of the writers that shared the one before.
 const GAP: Duration = Duration::from_micros(200);
-/// After the first and after every failed attempt to open the file again; doubles up to the second.
-const REOPEN_MS: (u64, u64) = (250, 15_000);
+/// The first and the longest wait of a [`Pace`].
+const AGAIN_MS: (u64, u64) = (250, 15_000);
 
 /// A write on its way.
 pub(super) trait Work: Send {
@@ -89,35 +90,53 @@ pub(super) struct Queued {
 
 /// How an attempt ended that did not succeed.
 enum Failed {
-    /// Before the commit: the file's header was not touched.
+    /// The journal does not have the batch, and the database is as it was.
+    Refused(String),
+    /// The journal does not have the batch; the database is of no more use until it is opened again.
     Before(String),
-    /// In the commit.
-    Commit(String),
+    /// The journal has the batch, the database does not.
+    Journaled(String),
+}
+
+/// When something that failed is tried again: after 250 ms, doubling to 15 s.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    at: Time,
+    wait_ms: u64,
+}
+
+impl Pace {
+    fn may(&self, now: Time) -> bool {
+        now >= self.at
+    }
+
+    fn failed(&mut self, now: Time) {
+        self.wait_ms = (self.wait_ms * 2).clamp(AGAIN_MS.0, AGAIN_MS.1);
+        self.at = now + Millis(self.wait_ms);
+    }
 }
 
 pub(super) struct Committer {
     pub(super) shared: Arc<Shared>,
     pub(super) opener: Opener,
-    pub(super) header_touched: Arc<AtomicBool>,
+    pub(super) journal: Journal,
+    pub(super) journal_bytes_max: u64,
     pub(super) queue: Receiver<Queued>,
     pub(super) batch_writes_max: usize,
     pub(super) batch_bytes_max: usize,
     /// Writes in the batch before.
     pub(super) last_writes: usize,
-    /// The number of the last batch that is in the file.
+    /// The number of the last batch that is in the journal or in the pages.
     pub(super) batch: u64,
     /// When to look for what has ended.
     pub(super) expiry_at: Time,
-    /// When to try to open the file again, and how long to wait after that.
-    pub(super) reopen: (Time, u64),
+    /// When to try to open the files again.
+    pub(super) reopen: Pace,
+    /// When to try to write the pages again.
+    pub(super) checkpoint: Pace,
 }
 
 impl Committer {
-    /// The state of one that never failed.
-    pub(super) fn reopen_at_once() -> (Time, u64) {
-        (Time::default(), REOPEN_MS.0)
-    }
-
     /// Runs until the last sender is gone and all that waited is answered; returns the number of the last batch.
     pub(super) fn run(mut self) -> u64 {
         loop {
@@ -129,6 +148,9 @@ impl Committer {
         }
         if !self.shared.notes().is_empty() {
             self.round(None);
+        }
+        if self.shared.is_open() && self.journal.len() > 0 {
+            self.write_pages(self.shared.world.now());
         }
         self.shared.close();
         self.batch
@@ -147,7 +169,7 @@ impl Committer {
         }
         self.last_writes = jobs.len();
         let now = self.shared.world.now();
-        if !self.shared.is_open() && !self.open_again(now) {
+        if (!self.shared.is_open() && !self.open_again(now)) || !self.has_room(now) {
             answer(jobs, &Err(StoreError::Unavailable("the disk refuses writes".into())));
             return;
         }
@@ -156,22 +178,48 @@ impl Committer {
         if jobs.is_empty() && notes.is_empty() && !(look && self.is_anything_due()) {
             return;
         }
+        let before = self.batch;
         // A panic of the database on damaged pages is a failed batch like any other: the file is opened again and checked.
         let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(&mut jobs, &notes, look)));
-        let failed = match attempt {
-            Ok(Ok(())) => {
-                self.shared.forget_notes(&notes);
-                answer(jobs, &Ok(()));
-                return;
+        let verdict = match attempt {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(failed)) => self.after_failure(failed, now),
+            Err(_) if self.batch == before => {
+                self.after_failure(Failed::Before("the database panicked".into()), now)
             }
-            Ok(Err(failed)) => failed,
-            Err(_) => Failed::Commit("the database panicked".into()),
+            Err(_) => self.after_failure(Failed::Journaled("the database panicked".into()), now),
         };
-        let verdict = self.after_failure(failed, now);
         if verdict.is_ok() {
             self.shared.forget_notes(&notes);
         }
         answer(jobs, &verdict);
+        // Behind the answers: whoever waits for pages is not of this batch.
+        self.has_room(now);
+    }
+
+    /// Whether the journal takes another batch; writes the pages if it is due.
+    fn has_room(&mut self, now: Time) -> bool {
+        self.journal.len() < self.journal_bytes_max
+            || (self.shared.is_open() && self.checkpoint.may(now) && self.write_pages(now))
+    }
+
+    /// A checkpoint: after it all batches are in the pages, and the journal begins anew.
+    fn write_pages(&mut self, now: Time) -> bool {
+        let written = catch_unwind(AssertUnwindSafe(|| self.shared.write_pages(self.batch)));
+        let failed = match written {
+            Ok(Ok(())) => {
+                self.journal.restart();
+                self.checkpoint = Pace::default();
+                return true;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the database panicked".to_owned(),
+        };
+        tracing::error!(error = failed, "the pages could not be written: the journal keeps what they lack");
+        self.checkpoint.failed(now);
+        self.shared.close();
+        self.open_again(now);
+        false
     }
 
     /// The next write of this batch. Those who were answered together come back together: while fewer are here than last
@@ -200,12 +248,13 @@ impl Committer {
         let before = |error: &dyn std::fmt::Display| Failed::Before(error.to_string());
         let database = self.shared.database();
         let Some(database) = database.as_ref() else { return Err(Failed::Before("closed".into())) };
-        let transaction = database.begin_write().map_err(|error| before(&error))?;
-        self.header_touched.store(false, Ordering::Release);
+        let mut transaction = database.begin_write().map_err(|error| before(&error))?;
+        // The journal is what makes the batch durable.
+        transaction.set_durability(Durability::None).map_err(|error| before(&error))?;
         let mut more = false;
-        {
+        let record = {
             let rows = transaction.open_table(ROWS).map_err(|error| before(&error))?;
-            let mut tables = Tables::new(rows, self.shared.world.wall());
+            let mut tables = Tables::new(rows, self.journal.begin(), self.shared.world.wall());
             for job in jobs.iter_mut() {
                 job.work.run(&mut tables).map_err(|error| before(&error))?;
             }
@@ -223,44 +272,48 @@ impl Committer {
                 Ok(()) | Err(Failure::Damaged | Failure::Refused(_)) => {}
                 Err(Failure::Storage(error)) => return Err(before(&error)),
             }
-        }
-        transaction.commit().map_err(|error| Failed::Commit(error.to_string()))?;
+            tables.into_record()
+        };
+        let journaled = self.journal.append(self.batch + 1, record);
+        journaled.map_err(|error| Failed::Refused(error.to_string()))?;
         self.batch += 1;
+        transaction.commit().map_err(|error| Failed::Journaled(error.to_string()))?;
         if look && !more {
             self.expiry_at = self.shared.world.now() + EXPIRY_MS;
         }
         Ok(())
     }
 
-    /// Finds out whether the batch is in the file, and opens the file again: after a failed write the database does no more.
+    /// Opens the files again, since after a failed write the database does no more; the batch stands if the journal has it.
     fn after_failure(&mut self, failed: Failed, now: Time) -> Result<()> {
-        let (text, touched) = match failed {
+        let (text, journaled) = match failed {
+            Failed::Refused(text) => {
+                tracing::error!(error = text, "a batch could not be written");
+                return Err(StoreError::Unavailable(text));
+            }
             Failed::Before(text) => (text, false),
-            Failed::Commit(text) => (text, self.header_touched.load(Ordering::Acquire)),
+            Failed::Journaled(text) => (text, true),
         };
         tracing::error!(error = text, "a batch could not be written");
-        let tried = self.batch + 1;
         self.shared.close();
-        self.reopen = (now, REOPEN_MS.0);
-        let open = self.open_again(now);
-        match (touched, open) {
-            // In the file after all, and synced by the open.
-            (true, true) if self.batch == tried => Ok(()),
-            (true, false) => Err(StoreError::Unknown("the disk failed inside a commit".into())),
-            (true, true) | (false, _) => Err(StoreError::Unavailable(text)),
+        self.reopen = Pace::default();
+        match (journaled, self.open_again(now)) {
+            (true, true) => Ok(()),
+            (true, false) => Err(StoreError::Unknown("the disk failed behind the journal".into())),
+            (false, _) => Err(StoreError::Unavailable(text)),
         }
     }
 
     fn open_again(&mut self, now: Time) -> bool {
-        let (at, wait_ms) = self.reopen;
-        if now < at {
+        if !self.reopen.may(now) {
             return false;
         }
         match catch_unwind(AssertUnwindSafe(|| (self.opener)())) {
-            Ok(Ok(Opened { database, batch, .. })) if batch >= self.batch => {
+            Ok(Ok(Opened { database, batch, journal, .. })) if batch >= self.batch => {
                 self.batch = batch;
+                self.journal = journal;
                 self.shared.set(database);
-                self.reopen = (now, REOPEN_MS.0);
+                self.reopen = Pace::default();
                 tracing::warn!("the data file is open again");
                 true
             }
@@ -274,7 +327,7 @@ impl Committer {
                     error = error.map(tracing::field::display),
                     "the data file cannot be opened again yet"
                 );
-                self.reopen = (now + Millis(wait_ms), (wait_ms * 2).min(REOPEN_MS.1));
+                self.reopen.failed(now);
                 false
             }
         }

@@ -1,11 +1,12 @@
-//! The data directory: `lock`, `format`, `rows.redb`, `closed`.
+//! The data directory: `lock`, `format`, `rows.redb`, `journal`, `closed`.
 //! **Invariant:** a directory is used by one process at a time, and only if every file in it belongs to this format.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `lock` | nothing; locked while a process has the directory open |
 //! | `format` | `creating`, then the format's name; written by rename, last |
-//! | `rows.redb` | the rows, the incarnation and the number of the last batch |
+//! | `rows.redb` | the rows, the incarnation, the journal's secret and the number of the last batch in it |
+//! | `journal` | the batches since the last checkpoint, and what is left of older ones |
 //! | `closed` | the number of the last batch when the directory was closed, so that an older file in its place is noticed |
 
 use super::OpenError;
@@ -14,7 +15,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// What `format` says.
-const FORMAT: &str = "chappe-embedded-1\n";
+const FORMAT: &str = "chappe-embedded-2\n";
 const CREATING: &str = "creating\n";
 
 /// An open, locked data directory.
@@ -51,8 +52,11 @@ impl Directory {
     fn content(&self) -> Result<Content, OpenError> {
         let rows = self.rows().try_exists()?;
         match self.text("format")?.as_deref() {
-            Some(FORMAT) if rows => Ok(Content::Rows),
-            Some(FORMAT) => Err(OpenError::Corrupt("the file rows.redb is missing".into())),
+            Some(FORMAT) if !rows => Err(OpenError::Corrupt("the file rows.redb is missing".into())),
+            Some(FORMAT) if !self.journal().try_exists()? => {
+                Err(OpenError::Corrupt("the file journal is missing".into()))
+            }
+            Some(FORMAT) => Ok(Content::Rows),
             Some(CREATING) => Ok(Content::Empty),
             Some(other) => Err(OpenError::Format(format!("the file format says {:?}", other.trim_end()))),
             None if rows => Err(OpenError::Format("there is a rows.redb, but no file format".into())),
@@ -74,13 +78,21 @@ impl Directory {
         self.path.join("rows.redb")
     }
 
+    /// Where the journal is.
+    pub(super) fn journal(&self) -> PathBuf {
+        self.path.join("journal")
+    }
+
     /// Begins a creation: whatever an interrupted one left is removed.
     pub(super) fn begin(&self) -> Result<(), OpenError> {
         self.replace("format", CREATING)?;
-        match fs::remove_file(self.rows()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
+        for left in [self.rows(), self.journal()] {
+            match fs::remove_file(left) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// Ends a creation: the rows are there and synced.

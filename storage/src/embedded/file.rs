@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What happens when the disk fails to sync. Never returns in production: what the kernel dropped after a failed
@@ -19,6 +18,15 @@ pub(super) fn abort_on_failed_sync() -> SyncFailed {
         tracing::error!(%error, "the disk failed to sync: ending the process, since nothing written since can be trusted");
         std::process::abort();
     })
+}
+
+/// The two files of a store.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// The pages of the database.
+    pub rows: Arc<dyn StorageBackend>,
+    /// The journal beneath them.
+    pub journal: Arc<dyn StorageBackend>,
 }
 
 /// The file on the disk.
@@ -60,8 +68,6 @@ pub(super) struct Guarded {
     /// The header, if it was written since the last sync. Held back until the sync, so that a disk that fills up
     /// while the pages of a batch are written leaves the header of the batch before in place.
     header: Mutex<Option<Vec<u8>>>,
-    /// Set before a header goes to the file; the committer clears it before each commit.
-    header_touched: Arc<AtomicBool>,
     sync: bool,
     on_failed_sync: SyncFailed,
 }
@@ -70,17 +76,15 @@ impl Guarded {
     /// `sync: false` leaves the syncs out and exists for the benchmark and for a test that must then lose entries.
     pub(super) fn new(
         file: Arc<dyn StorageBackend>,
-        header_touched: Arc<AtomicBool>,
         sync: bool,
         on_failed_sync: SyncFailed,
     ) -> Self {
-        Self { file, header: Mutex::new(None), header_touched, sync, on_failed_sync }
+        Self { file, header: Mutex::new(None), sync, on_failed_sync }
     }
 
     fn write_header(&self) -> io::Result<()> {
         let mut held = self.header.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(header) = held.as_deref() {
-            self.header_touched.store(true, Ordering::Release);
             self.file.write(0, header)?;
         }
         *held = None;

@@ -33,6 +33,8 @@ const USER: u8 = b'u';
 
 /// The incarnation of the data.
 pub(super) const INCARNATION: &[u8] = &[META, 0];
+/// The secret under the journal's tags.
+pub(super) const JOURNAL_KEY: &[u8] = &[META, 2];
 /// The number of the last committed batch.
 pub(super) const BATCH: &[u8] = &[META, 1];
 

@@ -1,6 +1,7 @@
 //! The rows as the writing thread and the readers see them: typed reads, and writes inside the running batch.
 //! **Invariant:** a write that refuses or meets a damaged row has written nothing before.
 
+use super::journal::{Change, Record};
 use super::keys;
 use super::values::{self, Damaged};
 use crate::error::StoreError;
@@ -129,16 +130,40 @@ pub(super) trait Reads: ReadableTable<&'static [u8], &'static [u8]> {
 
 impl<T: ReadableTable<&'static [u8], &'static [u8]>> Reads for T {}
 
+/// Makes one change, in a running batch or in a replay.
+pub(super) fn apply(
+    rows: &mut Table<'_, &'static [u8], &'static [u8]>,
+    change: Change<'_>,
+) -> core::result::Result<(), redb::StorageError> {
+    match change {
+        Change::Put(key, value) => drop(rows.insert(key, value)?),
+        Change::Remove(key) => drop(rows.remove(key)?),
+        Change::RemoveRange(from, to) => rows.retain_in(from..to, |_, _| false)?,
+    }
+    Ok(())
+}
+
 /// The rows inside the running batch.
 pub(super) struct Tables<'txn> {
     rows: Table<'txn, &'static [u8], &'static [u8]>,
+    /// Every change of the rows, for the journal.
+    record: Record,
     /// The store's clock when the batch began.
     pub(super) now: UnixMillis,
 }
 
 impl<'txn> Tables<'txn> {
-    pub(super) fn new(rows: Table<'txn, &'static [u8], &'static [u8]>, now: UnixMillis) -> Self {
-        Self { rows, now }
+    pub(super) fn new(
+        rows: Table<'txn, &'static [u8], &'static [u8]>,
+        record: Record,
+        now: UnixMillis,
+    ) -> Self {
+        Self { rows, record, now }
+    }
+
+    /// What was changed.
+    pub(super) fn into_record(self) -> Record {
+        self.record
     }
 
     /// For reads of the state so far.
@@ -147,18 +172,21 @@ impl<'txn> Tables<'txn> {
     }
 
     pub(super) fn put(&mut self, key: &[u8], value: &[u8]) -> Outcome<()> {
-        self.rows.insert(key, value)?;
-        Ok(())
+        self.change(Change::Put(key, value))
     }
 
     pub(super) fn remove(&mut self, key: &[u8]) -> Outcome<()> {
-        self.rows.remove(key)?;
-        Ok(())
+        self.change(Change::Remove(key))
     }
 
     /// Removes the rows from `from` (inclusive) to `to` (exclusive).
     pub(super) fn remove_range(&mut self, from: &[u8], to: &[u8]) -> Outcome<()> {
-        self.rows.retain_in(from..to, |_, _| false)?;
+        self.change(Change::RemoveRange(from, to))
+    }
+
+    fn change(&mut self, change: Change<'_>) -> Outcome<()> {
+        apply(&mut self.rows, change)?;
+        self.record.push(change);
         Ok(())
     }
 

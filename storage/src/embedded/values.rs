@@ -119,6 +119,15 @@ pub(super) fn read_id16(value: &[u8]) -> Result<[u8; 16], Damaged> {
     In::open(value)?.array()
 }
 
+/// The journal's secret.
+pub(super) fn key(value: [u8; 32]) -> Vec<u8> {
+    Out::new(32).raw(&value).done()
+}
+
+pub(super) fn read_key(value: &[u8]) -> Result<[u8; 32], Damaged> {
+    In::open(value)?.array()
+}
+
 /// A head, and when its partition must be looked at next for what has ended (0: never).
 pub(super) fn head(head: Head, due: UnixMillis) -> Vec<u8> {
     Out::new(32).u64(head.seq.0).u64(head.opened_at.0).u64(head.bytes_total).u64(due.0).done()

@@ -1,6 +1,7 @@
 //! A disk in memory that loses power or fills up at a chosen operation.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+use chappe_storage::embedded::Layer;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -9,6 +10,42 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 const SECTOR: usize = 512;
+
+/// The contents of the two files of a store.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Image {
+    pub(crate) rows: Vec<u8>,
+    pub(crate) journal: Vec<u8>,
+}
+
+/// One of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Rows,
+    Journal,
+}
+
+impl Image {
+    fn of(&mut self, which: Which) -> &mut Vec<u8> {
+        match which {
+            Which::Rows => &mut self.rows,
+            Which::Journal => &mut self.journal,
+        }
+    }
+
+    fn apply(&mut self, which: Which, change: &Change) {
+        let file = self.of(which);
+        match change {
+            Change::Length(length) => file.resize(*length, 0),
+            Change::Write(offset, data) => {
+                if file.len() < offset + data.len() {
+                    file.resize(offset + data.len(), 0);
+                }
+                file[*offset..offset + data.len()].copy_from_slice(data);
+            }
+        }
+    }
+}
 
 #[derive(Debug, Clone)]
 enum Change {
@@ -19,29 +56,29 @@ enum Change {
 #[derive(Debug)]
 struct State {
     /// What the process sees.
-    seen: Vec<u8>,
+    seen: Image,
     /// What the disk surely holds.
-    synced: Vec<u8>,
+    synced: Image,
     /// What it may hold, whole or torn, in any order.
-    unsynced: Vec<Change>,
+    unsynced: Vec<(Which, Change)>,
     changes: usize,
     syncs: usize,
     cut_at: Option<usize>,
     /// What was on the disk when the power went.
-    image: Option<Vec<u8>>,
+    image: Option<Image>,
     /// Writes from this change on fail, until the space returns.
     full_from: Option<usize>,
     refused: usize,
     rng: SmallRng,
 }
 
-/// One file on such a disk.
+/// A disk with the two files of a store.
 #[derive(Debug)]
-pub(crate) struct SimFile(Mutex<State>);
+pub(crate) struct SimDisk(Mutex<State>);
 
-impl SimFile {
-    /// A file with these contents.
-    pub(crate) fn new(contents: Vec<u8>, seed: u64) -> Arc<Self> {
+impl SimDisk {
+    /// A disk with these contents.
+    pub(crate) fn new(contents: Image, seed: u64) -> Arc<Self> {
         Arc::new(Self(Mutex::new(State {
             seen: contents.clone(),
             synced: contents,
@@ -54,6 +91,17 @@ impl SimFile {
             refused: 0,
             rng: SmallRng::seed_from_u64(seed),
         })))
+    }
+
+    /// An empty disk.
+    pub(crate) fn empty(seed: u64) -> Arc<Self> {
+        Self::new(Image::default(), seed)
+    }
+
+    /// Its files, as a store opens them.
+    pub(crate) fn layer(self: &Arc<Self>) -> Layer {
+        let file = |which| Arc::new(SimFile { disk: Arc::clone(self), which });
+        Layer { rows: file(Which::Rows), journal: file(Which::Journal) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -72,7 +120,7 @@ impl SimFile {
     }
 
     /// What the disk holds after the power cut (cuts it now if it is still on).
-    pub(crate) fn image(&self) -> Vec<u8> {
+    pub(crate) fn image(&self) -> Image {
         let mut state = self.state();
         state.cut();
         state.image.clone().unwrap()
@@ -97,13 +145,13 @@ impl SimFile {
     }
 
     /// What the process sees.
-    pub(crate) fn contents(&self) -> Vec<u8> {
+    pub(crate) fn contents(&self) -> Image {
         self.state().seen.clone()
     }
 }
 
 impl State {
-    fn change(&mut self, change: Change) -> io::Result<()> {
+    fn change(&mut self, which: Which, change: Change) -> io::Result<()> {
         if self.full_from.is_some_and(|from| self.changes >= from) {
             self.refused += 1;
             return Err(io::Error::from(io::ErrorKind::StorageFull));
@@ -112,8 +160,8 @@ impl State {
             self.cut();
         }
         self.changes += 1;
-        apply(&mut self.seen, &change);
-        self.unsynced.push(change);
+        self.seen.apply(which, &change);
+        self.unsynced.push((which, change));
         Ok(())
     }
 
@@ -129,7 +177,7 @@ impl State {
             changes.shuffle(&mut self.rng);
         }
         let kept = self.rng.random_range(0.0..=1.0);
-        for change in changes {
+        for (which, change) in changes {
             if !self.rng.random_bool(kept) {
                 continue;
             }
@@ -137,60 +185,56 @@ impl State {
                 Change::Write(offset, data) if self.rng.random_bool(0.5) => {
                     for (index, sector) in data.chunks(SECTOR).enumerate() {
                         if self.rng.random_bool(0.5) {
-                            apply(&mut image, &Change::Write(offset + index * SECTOR, sector.to_vec()));
+                            let write = Change::Write(offset + index * SECTOR, sector.to_vec());
+                            image.apply(which, &write);
                         }
                     }
                 }
-                whole @ (Change::Write(..) | Change::Length(_)) => apply(&mut image, &whole),
+                whole @ (Change::Write(..) | Change::Length(_)) => image.apply(which, &whole),
             }
         }
         self.image = Some(image);
     }
 }
 
-fn apply(file: &mut Vec<u8>, change: &Change) {
-    match change {
-        Change::Length(length) => file.resize(*length, 0),
-        Change::Write(offset, data) => {
-            if file.len() < offset + data.len() {
-                file.resize(offset + data.len(), 0);
-            }
-            file[*offset..offset + data.len()].copy_from_slice(data);
-        }
-    }
+/// One file of a disk.
+#[derive(Debug)]
+struct SimFile {
+    disk: Arc<SimDisk>,
+    which: Which,
 }
 
 impl StorageBackend for SimFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.state().seen.len() as u64)
+        Ok(self.disk.state().seen.of(self.which).len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let state = self.state();
+        let mut state = self.disk.state();
         let from = usize::try_from(offset).unwrap();
-        let bytes = state.seen.get(from..from + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(bytes);
+        let bytes = state.seen.of(self.which).get(from..from + out.len());
+        out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.state().change(Change::Length(usize::try_from(len).unwrap()))
+        self.disk.state().change(self.which, Change::Length(usize::try_from(len).unwrap()))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.disk.state();
         if state.cut_at.is_some_and(|at| state.changes >= at) {
             state.cut();
         }
         state.syncs += 1;
-        let seen = std::mem::take(&mut state.seen);
-        state.synced.clone_from(&seen);
-        state.seen = seen;
-        state.unsynced.clear();
+        let seen = state.seen.of(self.which).clone();
+        *state.synced.of(self.which) = seen;
+        state.unsynced.retain(|(which, _)| *which != self.which);
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.state().change(Change::Write(usize::try_from(offset).unwrap(), data.to_vec()))
+        let write = Change::Write(usize::try_from(offset).unwrap(), data.to_vec());
+        self.disk.state().change(self.which, write)
     }
 }
