@@ -11,6 +11,7 @@ use chappe_storage::embedded::{EmbeddedConfig, EmbeddedRows, OpenError};
 use chappe_storage::rows::{Applied, Rows};
 use std::path::Path;
 use std::sync::Arc;
+use support::disk::{Image, SimDisk};
 use support::{Clock, DAY, START, append, dense, entry, head, id, partition};
 
 fn open(path: &Path, clock: &Arc<Clock>) -> EmbeddedRows {
@@ -45,6 +46,31 @@ async fn what_was_answered_is_there_after_a_reopen() {
     assert_eq!((device.since, device.epoch, device.connection), (Seq(7), Epoch(3), ConnectionId([4; 16])));
     assert_eq!(rows.cursor(of.mailbox, &phone).await.unwrap(), Seq(9));
     assert_eq!(rows.pending_since(UnixMillis(START)).await.unwrap().0, [of.mailbox]);
+}
+
+/// What a kill leaves behind, after many rounds of the journal.
+#[tokio::test]
+async fn the_journal_stays_short_and_a_kill_loses_nothing() {
+    let disk = SimDisk::empty(1);
+    let mut config = EmbeddedConfig::default();
+    config.journal_bytes_max = 64 << 10;
+    let rows = EmbeddedRows::open_layer(disk.layer(), Clock::new(1), config).unwrap();
+    for seq in 1..=150 {
+        append(&rows, partition(1, 0), seq - 1, &[entry(1, seq, 1500)]).await.unwrap();
+    }
+    let killed = disk.contents();
+    assert!(killed.journal.len() <= 72 << 10, "{} bytes of journal", killed.journal.len());
+    let pages_alone = Image { journal: Vec::new(), ..killed.clone() };
+    let open = |image| {
+        EmbeddedRows::open_layer(SimDisk::new(image, 2).layer(), Clock::new(2), EmbeddedConfig::default())
+    };
+    assert_eq!(dense(&open(killed).unwrap(), 1).await, 150);
+    // Most is in the pages by now, and the journal holds the rest.
+    let written = dense(&open(pages_alone).unwrap(), 1).await;
+    assert!((100..150).contains(&written), "{written} in the pages");
+    drop(rows);
+    let closed = Image { journal: Vec::new(), ..disk.contents() };
+    assert_eq!(dense(&open(closed).unwrap(), 1).await, 150, "an orderly close writes the pages");
 }
 
 #[tokio::test]

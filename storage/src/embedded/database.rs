@@ -10,7 +10,9 @@ use super::{EmbeddedConfig, OpenError};
 use crate::error::{Result, StoreError};
 use chappe_protocol::id::MailboxId;
 use chappe_protocol::world::World;
-use redb::{Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, StorageBackend, StorageError};
+use redb::{
+    Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, StorageBackend, StorageError,
+};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};

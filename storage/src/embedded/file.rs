@@ -74,11 +74,7 @@ pub(super) struct Guarded {
 
 impl Guarded {
     /// `sync: false` leaves the syncs out and exists for the benchmark and for a test that must then lose entries.
-    pub(super) fn new(
-        file: Arc<dyn StorageBackend>,
-        sync: bool,
-        on_failed_sync: SyncFailed,
-    ) -> Self {
+    pub(super) fn new(file: Arc<dyn StorageBackend>, sync: bool, on_failed_sync: SyncFailed) -> Self {
         Self { file, header: Mutex::new(None), sync, on_failed_sync }
     }
 
