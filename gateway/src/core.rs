@@ -411,7 +411,7 @@ impl Core {
         let Some(submits) = &mut self.submits else { return };
         while let Some(finished) = submits.poll_finished() {
             for target in &finished.result.results {
-                let word = crate::submits::outcome_word(&target.outcome);
+                let word = target.outcome.word();
                 self.gateway.metrics.outcomes_total.with_label_values(&[word]).inc();
             }
             let seconds = (self.now - finished.started).to_std().as_secs_f64();

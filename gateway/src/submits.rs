@@ -344,17 +344,3 @@ async fn send_ephemeral(gateway: Arc<Gateway>, sender: Sender, submit: Submit) -
     }
     SubmitResult { submit_id: submit.submit_id, attempt: submit.attempt, results }
 }
-
-/// An outcome as a metric's label.
-pub(crate) fn outcome_word(outcome: &Outcome) -> &'static str {
-    match outcome {
-        Outcome::Accepted => "accepted",
-        Outcome::UnknownUser => "unknown_user",
-        Outcome::NoDevice => "no_device",
-        Outcome::DevicesChanged { .. } => "devices_changed",
-        Outcome::Quota => "quota",
-        Outcome::Unavailable => "unavailable",
-        Outcome::NotAttempted => "not_attempted",
-        Outcome::Unknown => "unknown",
-    }
-}

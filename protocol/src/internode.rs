@@ -140,6 +140,20 @@ impl Outcome {
             Self::Unavailable | Self::NotAttempted | Self::Unknown => false,
         }
     }
+
+    /// The word for it in metrics and in output.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::UnknownUser => "unknown_user",
+            Self::NoDevice => "no_device",
+            Self::DevicesChanged { .. } => "devices_changed",
+            Self::Quota => "quota",
+            Self::Unavailable => "unavailable",
+            Self::NotAttempted => "not_attempted",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// A payload for devices that are attached now.

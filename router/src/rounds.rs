@@ -306,9 +306,9 @@ impl Queue {
 mod tests {
     use super::*;
     use crate::{Directory, LocalLinks, Router, RouterConfig, RouterMetrics};
+    use chappe_protocol::testing::TestWorld;
     use chappe_protocol::time::Millis;
     use chappe_protocol::world::World;
-    use chappe_storage::conformance::TestWorld;
     use chappe_storage::memory::MemoryRows;
     use chappe_storage::slotlog::{LogConfig, SlotLog};
 

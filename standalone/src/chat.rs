@@ -9,7 +9,7 @@ mod saved;
 mod wire;
 
 use crate::connect::ConnectArgs;
-use crate::pipe::{outcome_word, stdin_lines, truncated_word};
+use crate::pipe::{stdin_lines, truncated_word};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use chappe_client::{Client, ClientError, Envelope, Event, Outcome, Outgoing, Receipt, State, UserId};
@@ -224,7 +224,7 @@ impl Chat {
                 | Outcome::Unavailable
                 | Outcome::NotAttempted
                 | Outcome::Unknown => {
-                    note(&format!("not accepted ({}); trying again", outcome_word(&outcome)));
+                    note(&format!("not accepted ({}); trying again", outcome.word()));
                 }
             }
         }

@@ -180,7 +180,7 @@ impl Sending {
 
     fn report(&self, receipt: &Receipt) -> Result<()> {
         for target in &receipt.targets {
-            let outcome = outcome_word(&target.outcome);
+            let outcome = target.outcome.word();
             let id = target.envelope_id.map(|id| id.to_string());
             if self.args.json {
                 line(&json!({ "to": self.args.to, "outcome": outcome, "envelope_id": id }))?;
@@ -309,20 +309,6 @@ pub(crate) fn truncated_word(why: TruncatedReason) -> &'static str {
         TruncatedReason::Trimmed => "trimmed",
         TruncatedReason::Lost => "lost",
         TruncatedReason::ForeignCursor => "foreign_cursor",
-    }
-}
-
-/// An outcome's stable word.
-pub(crate) fn outcome_word(outcome: &Outcome) -> &'static str {
-    match outcome {
-        Outcome::Accepted => "accepted",
-        Outcome::UnknownUser => "unknown_user",
-        Outcome::NoDevice => "no_device",
-        Outcome::DevicesChanged { .. } => "devices_changed",
-        Outcome::Quota => "quota",
-        Outcome::Unavailable => "unavailable",
-        Outcome::NotAttempted => "not_attempted",
-        Outcome::Unknown => "unknown",
     }
 }
 

@@ -17,7 +17,7 @@ mod log;
 mod retention;
 mod rows;
 
-pub use bench::{Backend, Bench, Patient, TestWorld, again};
+pub use bench::{Backend, Bench, Patient, again};
 pub use devices::*;
 pub use idempotence::*;
 pub use log::*;

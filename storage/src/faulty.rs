@@ -1,7 +1,6 @@
 //! A database that fails as real ones do: slow, down, silent after the write, or writing long after it was given up.
 //! **Invariant:** `Unavailable` means that nothing was written, now or later; everything follows from the seed.
 
-use crate::conformance::TestWorld;
 use crate::error::{Result, StoreError};
 use crate::rows::{Applied, Batch, Floor, Head, Partition, Rows, SlotRow};
 use crate::{Device, Entry, User};
@@ -10,6 +9,7 @@ use bytes::Bytes;
 use chappe_protocol::id::{
     Bucket, ConnectionId, DeviceId, EnvelopeId, Epoch, MailboxId, PayloadId, Seq, UserId,
 };
+use chappe_protocol::testing::TestWorld;
 use chappe_protocol::time::UnixMillis;
 use chappe_protocol::world::World;
 use std::collections::VecDeque;

@@ -73,6 +73,34 @@ async fn the_journal_stays_short_and_a_kill_loses_nothing() {
     assert_eq!(dense(&open(closed).unwrap(), 1).await, 150, "an orderly close writes the pages");
 }
 
+/// Removals are in the journal like all else.
+#[tokio::test]
+async fn what_was_removed_before_a_kill_stays_removed() {
+    let (disk, clock) = (SimDisk::empty(1), Clock::new(1));
+    let open = |disk: &Arc<SimDisk>| {
+        EmbeddedRows::open_layer(disk.layer(), Clock::new(1), EmbeddedConfig::default()).unwrap()
+    };
+    let phone = DeviceId::new("phone").unwrap();
+    let shared = PayloadId([7; 16]);
+    let rows = EmbeddedRows::open_layer(disk.layer(), clock.clone(), EmbeddedConfig::default()).unwrap();
+    append(&rows, partition(1, 0), 0, &[entry(1, 1, 10), entry(1, 2, 10)]).await.unwrap();
+    rows.create_device(partition(1, 0).mailbox, &phone, Seq(0)).await.unwrap();
+    rows.put_payload(shared, Bytes::from_static(b"shared"), UnixMillis(START + DAY)).await.unwrap();
+    drop(rows);
+    // All of it is in the pages; the removals are in the journal alone.
+    let rows = open(&disk);
+    rows.delete_slots(partition(1, 0)).await.unwrap();
+    rows.delete_devices(partition(1, 0).mailbox).await.unwrap();
+    rows.delete_payload(shared).await.unwrap();
+    let killed = SimDisk::new(disk.contents(), 2);
+    drop(rows);
+    let rows = open(&killed);
+    assert_eq!(rows.slots(partition(1, 0), Seq::ZERO, 9, usize::MAX, true).await.unwrap(), []);
+    assert_eq!(rows.device(partition(1, 0).mailbox, &phone).await.unwrap(), None);
+    assert_eq!(rows.payload(shared).await.unwrap(), None);
+    assert_eq!(rows.head(partition(1, 0)).await.unwrap(), Some(head(2)), "the head stays");
+}
+
 #[tokio::test]
 async fn conditions_are_judged_in_order_inside_one_batch() {
     let (directory, clock) = (tempfile::tempdir().unwrap(), Clock::new(2));

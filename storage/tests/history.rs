@@ -5,9 +5,10 @@
 use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, PageEnd, Sender, SlotBody, Urgency};
 use chappe_protocol::id::{BucketShape, ConnectionId, DeviceId, EnvelopeId, MailboxId, Seq, UserId};
+use chappe_protocol::testing::TestWorld;
 use chappe_protocol::time::Millis;
 use chappe_protocol::world::World;
-use chappe_storage::conformance::{TestWorld, again};
+use chappe_storage::conformance::again;
 use chappe_storage::faulty::{Faults, Faulty};
 use chappe_storage::memory::MemoryRows;
 use chappe_storage::planted::Planted;

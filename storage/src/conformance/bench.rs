@@ -12,53 +12,10 @@ use chappe_protocol::envelope::{DeviceFilter, Page, PageEnd, Sender, Slot, Urgen
 use chappe_protocol::id::{
     Bucket, BucketShape, ConnectionId, CursorTag, DeviceId, EnvelopeId, MailboxId, PayloadId, Seq, UserId,
 };
-use chappe_protocol::time::{Millis, Time, UnixMillis};
+use chappe_protocol::testing::TestWorld;
+use chappe_protocol::time::{Millis, UnixMillis};
 use chappe_protocol::world::World;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-/// A world whose clocks stand still until they are moved, with seeded randomness.
-#[derive(Debug)]
-pub struct TestWorld {
-    now: AtomicU64,
-    wall: AtomicU64,
-    random: AtomicU64,
-}
-
-impl TestWorld {
-    /// A world somewhere in 2026.
-    pub fn new(seed: u64) -> Self {
-        Self { now: AtomicU64::new(0), wall: AtomicU64::new(1_790_000_000_000), random: AtomicU64::new(seed) }
-    }
-
-    /// Moves both clocks on.
-    pub fn pass(&self, span: Millis) {
-        self.now.fetch_add(span.0, Ordering::SeqCst);
-        self.wall.fetch_add(span.0, Ordering::SeqCst);
-    }
-}
-
-impl World for TestWorld {
-    fn now(&self) -> Time {
-        Time(self.now.load(Ordering::SeqCst))
-    }
-
-    fn wall(&self) -> UnixMillis {
-        UnixMillis(self.wall.load(Ordering::SeqCst))
-    }
-
-    /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
-    fn fill_random(&self, bytes: &mut [u8]) {
-        for chunk in bytes.chunks_mut(8) {
-            let state = self.random.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::SeqCst);
-            let mut z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            z ^= z >> 31;
-            chunk.copy_from_slice(&z.to_le_bytes()[..chunk.len()]);
-        }
-    }
-}
 
 /// A database under test.
 #[async_trait]

@@ -152,7 +152,7 @@ pub async fn pending_names_what_moved<B: Backend>(bench: Bench<B>) {
     let start = bench.world_now();
     let (quiet, noted) = (MailboxId([1; 16]), MailboxId([2; 16]));
     log.add_pending(quiet).await.unwrap();
-    bench.world.pass(Millis::from_secs(600));
+    bench.world.advance(Millis::from_secs(600));
     let (_, later) = log.pending_since(start).await.unwrap();
     assert_eq!(later, bench.world_now(), "the store's clock");
     for _ in 0..3 {
@@ -162,12 +162,12 @@ pub async fn pending_names_what_moved<B: Backend>(bench: Bench<B>) {
     let (names, _) = log.pending_since(later).await.unwrap();
     assert_eq!(names, [noted, bench.mailbox], "each once; an attach is news");
     assert_eq!(log.pending_since(start).await.unwrap().0, [quiet, noted, bench.mailbox]);
-    bench.world.pass(Millis::from_secs(600));
+    bench.world.advance(Millis::from_secs(600));
     let later = bench.world_now();
     assert!(log.pending_since(later).await.unwrap().0.is_empty());
     log.revoke(bench.mailbox, &device("phone")).await.unwrap();
     assert_eq!(log.pending_since(later).await.unwrap().0, [bench.mailbox], "a revocation is news");
-    bench.world.pass(Millis(DAY.0 + 120_000));
+    bench.world.advance(Millis(DAY.0 + 120_000));
     log.add_pending(noted).await.unwrap();
     assert_eq!(log.pending_since(start).await.unwrap().0, [noted], "kept for a day");
 }

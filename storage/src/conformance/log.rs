@@ -252,7 +252,7 @@ pub async fn a_payload_is_stored_once<B: Backend>(bench: Bench<B>) {
             let page = log.read(mailbox, Seq(0), 10, 1 << 20).await.unwrap();
             assert_eq!(page.slots[0].body, expected);
         }
-        bench.world.pass(later);
+        bench.world.advance(later);
     }
 }
 

@@ -76,7 +76,7 @@ pub async fn the_silent_and_the_revoked_do_not_hold_a_trim<B: Backend>(bench: Be
     bench.attach(&log, "phone", 1, None).await;
     bench.attach(&log, "lost", 2, None).await;
     bench.attach(&log, "stolen", 3, None).await;
-    bench.world.pass(Millis(40 * DAY.0));
+    bench.world.advance(Millis(40 * DAY.0));
     bench.attach(&log, "phone", 4, None).await;
     bench.attach(&log, "stolen", 5, None).await;
     let entries: Vec<_> = (1..=8).map(|n| bench.entry_for(n, Millis(30 * DAY.0))).collect();
@@ -84,7 +84,7 @@ pub async fn the_silent_and_the_revoked_do_not_hold_a_trim<B: Backend>(bench: Be
     log.advance(bench.mailbox, &device("phone"), Seq(8)).await.unwrap();
     log.revoke(bench.mailbox, &device("stolen")).await.unwrap();
     assert_eq!(log.trim(bench.mailbox).await.unwrap().buckets, 0, "the lost one may come back");
-    bench.world.pass(Millis(6 * DAY.0));
+    bench.world.advance(Millis(6 * DAY.0));
     assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(2));
 }
 
@@ -97,9 +97,9 @@ pub async fn a_trim_by_age<B: Backend>(bench: Bench<B>) {
         log.append(bench.mailbox, &[bench.entry_for(n, ttl(n))], None).await.unwrap();
     }
     assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(0));
-    bench.world.pass(Millis(2 * DAY.0));
+    bench.world.advance(Millis(2 * DAY.0));
     assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(1), "slot 5 holds its bucket");
-    bench.world.pass(Millis(10 * DAY.0));
+    bench.world.advance(Millis(10 * DAY.0));
     assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(2), "the open bucket stays");
     assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(2));
 }
@@ -131,7 +131,7 @@ pub async fn the_payload_expires_and_the_slot_stays<B: Backend>(bench: Bench<B>)
     let log = bench.log();
     let entries = [bench.entry_for(1, Millis(1000)), bench.entry(2), bench.entry_for(3, Millis(1000))];
     log.append(bench.mailbox, &entries, None).await.unwrap();
-    bench.world.pass(Millis(1000));
+    bench.world.advance(Millis(1000));
     // Other writes, for databases that remove expired rows as they go.
     bench.fill(&log, 4..=30).await;
     for log in [log, bench.log()] {
