@@ -12,6 +12,8 @@ use chappe_storage::memory::MemoryRows;
 use chappe_storage::rows::Rows;
 use chappe_storage::slotlog::{LogConfig, SlotLog};
 use chappe_storage::{Appended, Entry, EntryPayload, Store, StoreError};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use redb::{ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use std::sync::Arc;
 use support::disk::SimDisk;
@@ -128,6 +130,28 @@ async fn a_damaged_slot_is_told_as_lost_and_never_stops_a_mailbox() {
     assert_eq!(store.stats().lost, 2, "and the alarm is raised");
     let end = store.read(BEN, Seq(5), 10, 1000).await.unwrap().end;
     assert_eq!(end, PageEnd::Head(Seq(5)));
+}
+
+/// Pages that a failing disk changes under an open store: an error or an answer, never the end of whoever reads.
+#[tokio::test]
+async fn pages_that_rot_under_an_open_store_end_no_reader() {
+    let mut errors = 0;
+    for seed in 0..24 {
+        let (disk, clock) = (SimDisk::empty(seed), Clock::new(seed));
+        let mut config = EmbeddedConfig::default();
+        (config.cache_bytes, config.journal_bytes_max) = (0, 1);
+        let rows = EmbeddedRows::open_layer(disk.layer(), clock.clone(), config).unwrap();
+        for seq in 1..=60 {
+            support::append(&rows, partition(1, 0), seq - 1, &[entry(1, seq, 300)]).await.unwrap();
+        }
+        let pages = disk.contents().rows.len();
+        let mut rng = SmallRng::seed_from_u64(seed);
+        disk.damage_pages((0..pages / 16).map(|_| rng.random_range(4096..pages)));
+        errors += usize::from(rows.head(partition(1, 0)).await.is_err());
+        errors += usize::from(rows.slots(partition(1, 0), Seq::ZERO, 99, 1 << 20, true).await.is_err());
+        errors += usize::from(rows.find_ids(partition(1, 0), &[id(1, 7)]).await.is_err());
+    }
+    assert!(errors > 10, "the damage was hardly ever read: {errors}");
 }
 
 /// While the disk refuses writes, notes wait in memory: a bounded number of them.

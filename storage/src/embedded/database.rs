@@ -80,15 +80,22 @@ impl Shared {
         &self,
         read: impl FnOnce(&ReadOnlyTable<&'static [u8], &'static [u8]>) -> Outcome<T>,
     ) -> Result<T> {
+        // The database panics on some damaged pages: that is this read's end and nobody else's.
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.read_open(read)));
+        outcome.unwrap_or_else(|_| Err(super::committer::damaged()))
+    }
+
+    fn read_open<T>(
+        &self,
+        read: impl FnOnce(&ReadOnlyTable<&'static [u8], &'static [u8]>) -> Outcome<T>,
+    ) -> Result<T> {
         let closed = || StoreError::Unavailable("the data file is being opened again".into());
         let failed = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
         let database = self.database.try_read().map_err(|_| closed())?;
         let transaction =
             database.as_ref().ok_or_else(closed)?.begin_read().map_err(|error| failed(&error))?;
         let rows = transaction.open_table(ROWS).map_err(|error| failed(&error))?;
-        // The database panics on some damaged pages: that is this read's end and nobody else's.
-        let outcome = catch_unwind(AssertUnwindSafe(|| read(&rows)));
-        outcome.unwrap_or(Err(table::Failure::Damaged)).map_err(|failure| match failure {
+        read(&rows).map_err(|failure| match failure {
             table::Failure::Storage(error) => failed(&error),
             table::Failure::Damaged => super::committer::damaged(),
             table::Failure::Refused(error) => error,
@@ -176,8 +183,7 @@ impl Recipe {
             let key = key.ok_or_else(|| corrupt(&"no key of the journal"))?;
             (incarnation, key, rows.batch().map_err(|_| corrupt(&"no batch number"))?)
         };
-        let file = Arc::clone(&layer.journal);
-        let mut journal = Journal::new(file, key, self.sync, Arc::clone(&self.on_failed_sync));
+        let mut journal = Journal::new(self.guarded(Arc::clone(&layer.journal)), key);
         let batch = replay(&database, &mut journal, batch)?;
         Ok(Opened { database, incarnation, batch, journal })
     }

@@ -1,12 +1,12 @@
-//! The file beneath the database: plain reads and writes, and what must happen when one of them fails.
-//! **Invariant:** a sync that failed ends the process; the header that makes a batch visible is written after all else of it.
+//! The files of a store: plain reads and writes, and what must happen when a sync fails.
+//! **Invariant:** a sync that failed ends the process.
 
 use redb::StorageBackend;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// What happens when the disk fails to sync. Never returns in production: what the kernel dropped after a failed
 /// `fdatasync` cannot be written again (<https://wiki.postgresql.org/wiki/Fsync_Errors>), so the next start reads the truth.
@@ -62,12 +62,9 @@ impl StorageBackend for DiskFile {
     }
 }
 
-/// What the database sees: the file with the rules of this module.
+/// A file whose failed sync has consequences.
 pub(super) struct Guarded {
     file: Arc<dyn StorageBackend>,
-    /// The header, if it was written since the last sync. Held back until the sync, so that a disk that fills up
-    /// while the pages of a batch are written leaves the header of the batch before in place.
-    header: Mutex<Option<Vec<u8>>>,
     sync: bool,
     on_failed_sync: SyncFailed,
 }
@@ -75,16 +72,7 @@ pub(super) struct Guarded {
 impl Guarded {
     /// `sync: false` leaves the syncs out and exists for the benchmark and for a test that must then lose entries.
     pub(super) fn new(file: Arc<dyn StorageBackend>, sync: bool, on_failed_sync: SyncFailed) -> Self {
-        Self { file, header: Mutex::new(None), sync, on_failed_sync }
-    }
-
-    fn write_header(&self) -> io::Result<()> {
-        let mut held = self.header.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(header) = held.as_deref() {
-            self.file.write(0, header)?;
-        }
-        *held = None;
-        Ok(())
+        Self { file, sync, on_failed_sync }
     }
 }
 
@@ -100,14 +88,7 @@ impl StorageBackend for Guarded {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read(offset, out)?;
-        let held = self.header.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(header) = held.as_deref() {
-            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(header.len());
-            let count = out.len().min(header.len() - from);
-            out[..count].copy_from_slice(&header[from..from + count]);
-        }
-        Ok(())
+        self.file.read(offset, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -115,7 +96,6 @@ impl StorageBackend for Guarded {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.write_header()?;
         if !self.sync {
             return Ok(());
         }
@@ -123,16 +103,6 @@ impl StorageBackend for Guarded {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        if offset == 0 {
-            *self.header.lock().unwrap_or_else(PoisonError::into_inner) = Some(data.to_vec());
-            return Ok(());
-        }
         self.file.write(offset, data)
-    }
-
-    fn close(&self) -> io::Result<()> {
-        // What was not synced was not answered: a database that is closed after a failure must not become visible.
-        *self.header.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        Ok(())
     }
 }

@@ -18,11 +18,10 @@
 //! SHA-256 over a secret of the data directory, the number and the bytes: the file holds bytes chosen by users, also left over
 //! from old records, and none of them can be read as a record or as the beginning of one.
 
-use super::file::SyncFailed;
+use super::file::Guarded;
 use redb::StorageBackend;
 use sha2::{Digest, Sha256};
 use std::io;
-use std::sync::Arc;
 
 /// Where records may begin.
 const ALIGN: u64 = 4096;
@@ -102,10 +101,8 @@ impl From<io::Error> for ReplayError {
 
 /// An open journal.
 pub(super) struct Journal {
-    file: Arc<dyn StorageBackend>,
+    file: Guarded,
     key: Key,
-    sync: bool,
-    on_failed_sync: SyncFailed,
     /// Where the next record goes.
     position: u64,
     /// Kept between batches.
@@ -113,14 +110,8 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// `sync: false` leaves the syncs out and exists for the benchmark and for a test that must then lose entries.
-    pub(super) fn new(
-        file: Arc<dyn StorageBackend>,
-        key: Key,
-        sync: bool,
-        on_failed_sync: SyncFailed,
-    ) -> Self {
-        Self { file, key, sync, on_failed_sync, position: 0, buffer: Vec::new() }
+    pub(super) fn new(file: Guarded, key: Key) -> Self {
+        Self { file, key, position: 0, buffer: Vec::new() }
     }
 
     /// Bytes from the start to the next record.
@@ -154,9 +145,7 @@ impl Journal {
         let tag = self.tag(number, &bytes[..SAID]);
         bytes[SAID..SAID + 8].copy_from_slice(&tag[..8]);
         self.file.write(self.position, &bytes)?;
-        if self.sync {
-            self.file.sync_data().inspect_err(|error| (self.on_failed_sync)(error))?;
-        }
+        self.file.sync_data()?;
         self.position = (self.position + bytes.len() as u64).next_multiple_of(ALIGN);
         if bytes.capacity() <= KEPT_MAX {
             self.buffer = bytes;
@@ -234,6 +223,7 @@ impl Journal {
 mod tests {
     use super::*;
     use crate::embedded::file::DiskFile;
+    use std::sync::Arc;
 
     fn file() -> Arc<dyn StorageBackend> {
         // The path goes, the file stays for as long as it is open.
@@ -241,7 +231,7 @@ mod tests {
     }
 
     fn journal(file: &Arc<dyn StorageBackend>, key: u8) -> Journal {
-        Journal::new(Arc::clone(file), [key; 32], true, Arc::new(|_| {}))
+        Journal::new(Guarded::new(Arc::clone(file), true, Arc::new(|_| {})), [key; 32])
     }
 
     fn append(journal: &mut Journal, number: u64, value: &[u8]) {

@@ -139,6 +139,12 @@ impl SimDisk {
         std::mem::take(&mut state.refused)
     }
 
+    /// Turns bytes of the pages over, as a failing disk would.
+    pub(crate) fn damage_pages(&self, at: impl Iterator<Item = usize>) {
+        let mut state = self.state();
+        at.for_each(|at| state.seen.rows[at] ^= 0x5a);
+    }
+
     /// Syncs so far.
     pub(crate) fn syncs(&self) -> usize {
         self.state().syncs
