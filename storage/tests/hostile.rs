@@ -150,6 +150,8 @@ async fn pages_that_rot_under_an_open_store_end_no_reader() {
         errors += usize::from(rows.head(partition(1, 0)).await.is_err());
         errors += usize::from(rows.slots(partition(1, 0), Seq::ZERO, 99, 1 << 20, true).await.is_err());
         errors += usize::from(rows.find_ids(partition(1, 0), &[id(1, 7)]).await.is_err());
+        // Not closed: a writer that meets such pages ends the process, and the next start tells of the damage.
+        std::mem::forget(rows);
     }
     assert!(errors > 10, "the damage was hardly ever read: {errors}");
 }
