@@ -22,11 +22,11 @@ pub struct RouterConfig {
     pub filter_devices_max: usize,
     /// Entries of all submits under way; beyond it a submit is refused as a whole.
     pub queue_entries_max: usize,
-    /// Payload bytes of all submits under way; beyond it a submit is refused as a whole.
+    /// Payload bytes of all submits under way, with the names in their device filters; beyond it a submit is refused as a whole.
     pub queue_bytes_max: usize,
     /// Entries that wait for one mailbox; beyond it a list is refused.
     pub mailbox_entries_max: usize,
-    /// Payload bytes that wait for one mailbox; beyond it a list is refused.
+    /// Payload bytes that wait for one mailbox, with the names in their device filters; beyond it a list is refused.
     pub mailbox_bytes_max: usize,
     /// Entries of one batch; the store takes at most 64.
     pub batch_entries_max: usize,
@@ -40,7 +40,7 @@ pub struct RouterConfig {
     pub shared_payload_bytes_min: usize,
     /// Doorbells that are being rung; beyond it bells are dropped.
     pub doorbells_max: usize,
-    /// Their payload bytes, with 256 for the rest of each.
+    /// Their payload bytes, with the names in their device filters and 256 for the rest of each.
     pub doorbell_bytes_max: usize,
     /// Payload bytes of one ephemeral submit's target; larger ones are dropped.
     pub ephemeral_bytes_max: usize,

@@ -157,8 +157,11 @@ fn verdict(set: &DeviceSet, entry: &SubmitEntry) -> Option<Outcome> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
+    use chappe_protocol::id::{ConnectionId, DeviceId, Epoch};
+    use chappe_storage::Device;
 
     #[test]
     fn what_is_too_old_to_be_used_is_not_kept() {
@@ -172,5 +175,29 @@ mod tests {
         assert!(sets.get(MailboxId([90; 16]), Time(10_000)).is_none(), "a second old");
         let inner = sets.lock();
         assert!(inner.young.len() + inner.old.len() <= 20, "two seconds' worth at most");
+    }
+
+    #[test]
+    fn the_number_of_sets_and_of_their_devices_is_bounded() {
+        let device = |n: usize| Device {
+            device: DeviceId::new(&n.to_string()).unwrap(),
+            since: Seq(0),
+            revoked: false,
+            epoch: Epoch(1),
+            connection: ConnectionId([0; 16]),
+        };
+        let of = |devices: usize| {
+            let devices = (0..devices).map(device).collect();
+            Kept { set: Arc::new(DeviceSet { version: 1, devices }), read_at: Time(0) }
+        };
+        let sets = DeviceSets::default();
+        for number in 0..100_u8 {
+            sets.keep(Time(0), MailboxId([number; 16]), of(1), 10);
+        }
+        sets.keep(Time(0), MailboxId([100; 16]), of(KEPT_DEVICES_MAX + 1), 10);
+        assert!(sets.get(MailboxId([99; 16]), Time(0)).is_some());
+        assert!(sets.get(MailboxId([100; 16]), Time(0)).is_none(), "too large to be kept");
+        let inner = sets.lock();
+        assert!(inner.young.len() + inner.old.len() <= 10);
     }
 }

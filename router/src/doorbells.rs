@@ -2,6 +2,7 @@
 
 use crate::Shared;
 use crate::planted::PlantedBug;
+use crate::submit::filter_bytes;
 use chappe_protocol::envelope::SlotBody;
 use chappe_protocol::id::{MailboxId, Seq};
 use chappe_protocol::internode::{Attached, Doorbell, EphemeralSubmit, Reply, Ring};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 /// Presence that does not answer within this time has no gateways.
 const PRESENCE_WAIT: Millis = Millis(2000);
-/// What a doorbell counts beside its payload.
+/// What a doorbell counts beside its payload and the names in its filter.
 const BELL_BYTES: usize = 256;
 
 /// Starts a task that rings every gateway that leases a device of the mailbox, in the order given.
@@ -66,15 +67,15 @@ pub(crate) fn ephemeral(shared: &Arc<Shared>, submit: EphemeralSubmit) -> Reply 
 }
 
 fn ring_bytes(ring: &Ring) -> usize {
-    let payload = match ring {
+    let content = match ring {
         Ring::Grew { slot: Some(slot), .. } => match &slot.body {
-            SlotBody::Present(payload) => payload.len(),
-            SlotBody::Expired | SlotBody::Lost => 0,
+            SlotBody::Present(payload) => payload.len() + filter_bytes(&slot.devices),
+            SlotBody::Expired | SlotBody::Lost => filter_bytes(&slot.devices),
         },
         Ring::Grew { slot: None, .. } | Ring::Session(_) => 0,
-        Ring::Ephemeral { payload, .. } => payload.len(),
+        Ring::Ephemeral { devices, payload, .. } => payload.len() + filter_bytes(devices),
     };
-    BELL_BYTES + payload
+    BELL_BYTES + content
 }
 
 /// What a planted bug makes of the rings; `None`: nothing rings.

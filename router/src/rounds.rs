@@ -5,6 +5,7 @@ use crate::Shared;
 use crate::append;
 use crate::permits::Permit;
 use crate::planted::PlantedBug;
+use crate::submit::filter_bytes;
 use bytes::Bytes;
 use chappe_protocol::id::{Bucket, MailboxId};
 use chappe_protocol::internode::Outcome;
@@ -78,6 +79,13 @@ pub(crate) struct Part {
     pub(crate) members: Vec<(usize, Bytes)>,
 }
 
+impl Planned {
+    /// What waits with it: the payload in its slot, and the names in its filter.
+    fn held_bytes(&self) -> usize {
+        batch_bytes(&self.entry) + filter_bytes(&self.entry.devices)
+    }
+}
+
 impl Job {
     /// Answers with what is known; nobody may be listening any more.
     pub(crate) fn finish(self) {
@@ -85,7 +93,7 @@ impl Job {
     }
 
     fn bytes(&self) -> usize {
-        self.rest.iter().map(|planned| batch_bytes(&planned.entry)).sum()
+        self.rest.iter().map(Planned::held_bytes).sum()
     }
 }
 
@@ -274,7 +282,7 @@ impl Queue {
                 let Some(planned) = job.rest.pop_front() else { break };
                 bytes += own;
                 self.entries -= 1;
-                self.bytes -= own;
+                self.bytes -= planned.held_bytes();
                 members.push((planned.index, planned.payload));
                 batch.entries.push(planned.entry);
             }

@@ -15,6 +15,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
+/// What a device's name takes beside its characters: the pointer in the list, and its counters.
+const NAME_BYTES: usize = 32;
+
 /// Answers a submit. Dropping the future leaves appends that have begun running.
 pub(crate) async fn submit(shared: &Arc<Shared>, submit: Submit) -> Reply {
     shared.metrics.submits.inc();
@@ -23,8 +26,7 @@ pub(crate) async fn submit(shared: &Arc<Shared>, submit: Submit) -> Reply {
         return refuse_invalid(shared, what);
     }
     let entries = submit.lists.iter().map(|list| list.entries.len()).sum();
-    let bytes = submit.payloads.iter().map(bytes::Bytes::len).sum();
-    let Some(permit) = shared.queue.try_take(entries, bytes) else {
+    let Some(permit) = shared.queue.try_take(entries, held_bytes(&submit)) else {
         shared.metrics.refused_full.inc();
         return Reply::Unavailable;
     };
@@ -69,6 +71,24 @@ fn validate(shared: &Shared, submit: &Submit) -> Result<(), &'static str> {
         }
     }
     Ok(())
+}
+
+/// What a submit holds in memory beside its entries: payloads, and the names in device filters.
+fn held_bytes(submit: &Submit) -> usize {
+    let payloads = submit.payloads.iter().map(bytes::Bytes::len);
+    let filters =
+        submit.lists.iter().flat_map(|list| &list.entries).map(|entry| filter_bytes(&entry.devices));
+    payloads.chain(filters).sum()
+}
+
+/// Bytes that the names in a filter take.
+pub(crate) fn filter_bytes(filter: &DeviceFilter) -> usize {
+    match filter {
+        DeviceFilter::All => 0,
+        DeviceFilter::Only(devices) | DeviceFilter::AllBut(devices) => {
+            devices.iter().map(|device| NAME_BYTES + device.as_str().len()).sum()
+        }
+    }
 }
 
 /// Whether a filter names few enough devices.

@@ -5,12 +5,12 @@ mod common;
 
 use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, Urgency};
-use chappe_protocol::id::{Bucket, ConnectionId, Epoch, GatewayId, MailboxId, Seq};
+use chappe_protocol::id::{Bucket, ConnectionId, Epoch, GatewayId, MailboxId, Seq, UserId};
 use chappe_protocol::internode::{
     Attached, DeviceNews, Doorbell, EphemeralSubmit, Probe, ProbeReply, Reply, Request, Ring, Submit,
 };
-use chappe_protocol::time::UnixMillis;
-use chappe_router::presence::Presence;
+use chappe_protocol::time::{Millis, UnixMillis};
+use chappe_router::presence::{Lease, Presence};
 use chappe_router::{Directory, RouterConfig};
 use chappe_storage::slotlog::LogConfig;
 use common::flaky::Fault;
@@ -154,6 +154,7 @@ async fn a_probe_finds_a_mailbox_whose_doorbell_was_lost_and_reads_no_other() {
     tokio::time::sleep(Duration::from_secs(45)).await;
     let second = probe(&cluster, Some(first.as_of), vec![(ben, Seq(0)), (cleo, Seq(0))]).await;
     assert_eq!(heads(&second), [], "nothing has happened for ten minutes");
+    assert!(second.as_of > first.as_of);
     cluster.submit(submit_of("ana", ben, None, &[1, 2])).await;
     tokio::time::sleep(Duration::from_secs(45)).await;
     let third = probe(&cluster, Some(second.as_of), vec![(ben, Seq(0)), (cleo, Seq(0))]).await;
@@ -205,6 +206,46 @@ async fn an_old_probe_reads_all_heads_outright() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_probe_in_the_middle_of_an_append_leaves_it_to_the_next_one() {
+    let cluster = Cluster::new(15);
+    let ben = cluster.mailbox("ben", &["phone"]).await;
+    tokio::time::sleep(Duration::from_secs(10 * 60 + 59)).await;
+    cluster.store.script(&[Fault::Slow(20_000)]);
+    let slow = Submit { budget: Millis(25_000), ..submit_of("ana", ben, None, &[1]) };
+    let probes = async {
+        // Its pending row lies in the minute before; its slot is not there yet.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let first = probe(&cluster, None, vec![(ben, Seq(0))]).await;
+        assert_eq!(heads(&first), [(ben, Seq(0))]);
+        tokio::time::sleep(Duration::from_secs(45)).await;
+        probe(&cluster, Some(first.as_of), vec![(ben, Seq(0))]).await
+    };
+    let (_, second) = tokio::join!(cluster.submit(slow), probes);
+    assert_eq!(heads(&second), [(ben, Seq(1))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_probe_is_not_answered_by_what_a_younger_one_has_read() {
+    let cluster = Cluster::new(16);
+    let ben = cluster.mailbox("ben", &["phone"]).await;
+    let before = cluster.world.wall();
+    cluster.submit(submit_of("ana", ben, None, &[1])).await;
+    tokio::time::sleep(Duration::from_mins(10)).await;
+    let now = cluster.world.wall();
+    assert_eq!(heads(&probe(&cluster, Some(now), vec![(ben, Seq(1))]).await), []);
+    assert_eq!(heads(&probe(&cluster, Some(before), vec![(ben, Seq(0))]).await), [(ben, Seq(1))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_tells_no_head_of_an_erased_mailbox() {
+    let cluster = Cluster::new(17);
+    let ben = cluster.mailbox("ben", &["phone"]).await;
+    cluster.submit(submit_of("ana", ben, None, &[1])).await;
+    cluster.store.inner.erase(&UserId::new("ben").unwrap()).await.unwrap();
+    assert_eq!(heads(&probe(&cluster, None, vec![(ben, Seq(1))]).await), []);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_base_is_the_heads_bucket() {
     let cluster = Cluster::new(12);
     let ben = cluster.mailbox("ben", &["phone"]).await;
@@ -229,6 +270,28 @@ async fn the_newer_lease_wins_and_only_the_same_one_is_released() {
     cluster.directory.release(&new).await;
     assert!(cluster.directory.gateways(ben).await.is_empty());
     assert!(cluster.directory.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resume_and_a_second_socket_are_newer_until_their_lease_has_run_out() {
+    let cluster = Cluster::new(18);
+    let directory = Directory::new(cluster.world.clone(), 100, cluster.metrics.clone());
+    let ben = cluster.mailbox("ben", &["phone"]).await;
+    let old = cluster.lease(ben, "phone").await;
+    let (mut resumed, mut second) = (old.clone(), old.clone());
+    resumed.resumes += 1;
+    second.connection = ConnectionId([2; 16]);
+    for newer in [&resumed, &second] {
+        assert_eq!(directory.lease(&[old.clone(), newer.clone(), old.clone()]).await, [true, true, false]);
+        directory.release(newer).await;
+    }
+    // A store that lost an epoch with its backup: the old lease holds it up no longer than it lives.
+    let many: Vec<_> =
+        (0..40).map(|n| Lease { mailbox: MailboxId([n; 16]), epoch: Epoch(9), ..old.clone() }).collect();
+    directory.lease(&many).await;
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let last = Lease { epoch: Epoch(1), ..many[39].clone() };
+    assert_eq!(directory.lease(&[last]).await, [true]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,8 +3,8 @@
 
 mod common;
 
-use chappe_protocol::id::Bucket;
-use chappe_protocol::internode::{Outcome, Probe, Reply, Request, Submit};
+use chappe_protocol::id::{Bucket, ConnectionId, Epoch, UserId};
+use chappe_protocol::internode::{Attached, DeviceNews, Outcome, Probe, Reply, Request, Submit};
 use chappe_protocol::time::Millis;
 use chappe_storage::Store;
 use chappe_storage::slotlog::LogConfig;
@@ -82,6 +82,47 @@ async fn a_full_mailbox_refuses_no_entry_that_stands_in_it() {
     assert_eq!((outcomes(&old), outcomes(&new)), (vec![accepted], vec![quota]));
     assert_eq!(numbers(&cluster.log(ben).await), [1, 2, 3, 4, 5]);
     assert_eq!(cluster.metrics.mailboxes.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn behind_an_attempt_that_may_still_arrive_a_full_mailbox_refuses_nothing() {
+    let cluster = Cluster::new(8);
+    let ben = cluster.mailbox("ben", &["phone"]).await;
+    // The first attempt arrives with the third, between them the mailbox is full.
+    cluster.store.script(&[Fault::Zombie, Fault::Full, Fault::Slow(1)]);
+    let replies = cluster.submit(submit_of("ana", ben, None, &[1, 2])).await;
+    assert_eq!(outcomes(&replies), vec![Outcome::Accepted; 2]);
+    assert_eq!(numbers(&cluster.log(ben).await), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_erased_user_is_unknown_although_its_devices_are_remembered() {
+    let cluster = Cluster::new(9);
+    let ben = cluster.mailbox("ben", &["phone"]).await;
+    cluster.submit(submit_of("ana", ben, None, &[1])).await;
+    cluster.store.erase(&UserId::new("ben").unwrap()).await.unwrap();
+    let replies = cluster.submit(submit_of("ana", ben, None, &[2, 3])).await;
+    assert_eq!(outcomes(&replies), vec![Outcome::UnknownUser; 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_that_is_told_counts_at_once_and_the_revoked_are_on_no_list() {
+    let cluster = Cluster::new(10);
+    let ben = cluster.mailbox("ben", &["laptop", "phone"]).await;
+    cluster.submit(submit_of("ana", ben, None, &[1])).await;
+    let revoke = async |name: &str| {
+        cluster.store.revoke(ben, &device(name)).await.unwrap();
+        let connection = ConnectionId([1; 16]);
+        let news = DeviceNews { device: device(name), epoch: Epoch(1), connection, revoked: true };
+        cluster.router.handle(Request::Attached(Attached { mailbox: ben, news })).await;
+    };
+    revoke("laptop").await;
+    let mut stating = submit_of("ana", ben, None, &[2]);
+    stating.lists[0].entries[0].device_set_version = Some(2);
+    let changed = Outcome::DevicesChanged { version: 3, devices: vec![device("phone")] };
+    assert_eq!(outcomes(&cluster.submit(stating).await), [changed]);
+    revoke("phone").await;
+    assert_eq!(outcomes(&cluster.submit(submit_of("ana", ben, None, &[3])).await), [Outcome::NoDevice]);
 }
 
 #[tokio::test(start_paused = true)]

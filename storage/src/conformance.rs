@@ -49,7 +49,7 @@ macro_rules! conformance {
             a_zombie_after_a_trim_is_refused, a_fully_trimmed_mailbox_has_a_head, a_trim_waits_for_every_live_device,
             the_silent_and_the_revoked_do_not_hold_a_trim, a_trim_by_age, a_trim_is_bounded_and_finishes_another,
             the_payload_expires_and_the_slot_stays, erase_stops_a_paused_router, erase_at_an_edge,
-            the_erased_come_back_as_new,
+            the_erased_come_back_as_new, an_erase_leaves_no_device_and_no_cursor,
             // rows
             a_register_is_compared, a_batch_is_all_or_nothing, sessions_are_a_max_register, registers_survive_a_restart,
             a_slot_that_is_there_is_not_lost,

@@ -130,7 +130,8 @@ impl<R: Rows> Store for SlotLog<R> {
     }
 
     async fn attach(&self, mailbox: MailboxId, device: &DeviceId, attach: Attach) -> Result<Attached> {
-        self.attach_device(mailbox, device, attach).await
+        let done = self.attach_device(mailbox, device, attach).await;
+        self.unless_erased(mailbox, done).await
     }
 
     async fn glance(
@@ -143,7 +144,8 @@ impl<R: Rows> Store for SlotLog<R> {
     }
 
     async fn revoke(&self, mailbox: MailboxId, device: &DeviceId) -> Result<()> {
-        self.revoke_device(mailbox, device).await
+        let done = self.revoke_device(mailbox, device).await;
+        self.unless_erased(mailbox, done).await
     }
 
     async fn append(
@@ -173,7 +175,8 @@ impl<R: Rows> Store for SlotLog<R> {
     }
 
     async fn advance(&self, mailbox: MailboxId, device: &DeviceId, upto: Seq) -> Result<()> {
-        self.advance_cursor(mailbox, device, upto).await
+        let done = self.advance_cursor(mailbox, device, upto).await;
+        self.unless_erased(mailbox, done).await
     }
 
     async fn cursor(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Seq> {

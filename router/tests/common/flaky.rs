@@ -28,6 +28,8 @@ pub enum Fault {
     Zombie,
     /// Never answered, not written.
     Hang,
+    /// Not written: the mailbox is full at this moment.
+    Full,
 }
 
 /// What one append asked for.
@@ -121,6 +123,7 @@ async fn pass(script: &Mutex<VecDeque<Fault>>) -> Result<()> {
         }
         Some(Fault::Hang) => std::future::pending().await,
         Some(Fault::Unavailable) => Err(StoreError::Unavailable("by script".into())),
+        Some(Fault::Full) => Err(StoreError::Quota),
         Some(Fault::Lost | Fault::LostReply | Fault::Zombie) => Err(StoreError::Unknown("by script".into())),
     }
 }
@@ -184,6 +187,7 @@ impl Store for Flaky {
                 Err(StoreError::Unknown("by script".into()))
             }
             Fault::Hang => std::future::pending().await,
+            Fault::Full => Err(StoreError::Quota),
         }
     }
 

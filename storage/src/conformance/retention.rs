@@ -165,6 +165,8 @@ async fn erased_is_gone<B: Backend>(bench: &mut Bench<B>, slots: u64) {
         let attach = Attach { connection: ConnectionId([2; 16]), cursor: None };
         assert!(log.attach(bench.mailbox, &device("phone"), attach).await.is_err());
         assert!(log.devices(bench.mailbox).await.unwrap().devices.is_empty());
+        assert_eq!(log.advance(bench.mailbox, &device("phone"), Seq(slots)).await, Err(StoreError::Erased));
+        assert_eq!(log.cursor(bench.mailbox, &device("phone")).await, Ok(Seq(0)), "a cursor is left");
     }
     let rows = bench.rows();
     for bucket in 0..=SHAPE.bucket_of(Seq(slots + 1)).0 {
@@ -186,6 +188,49 @@ pub async fn erase_at_an_edge<B: Backend>(bench: Bench<B>) {
     for slots in [0, 3, 7] {
         let mut bench = Bench::<B>::open().await;
         erased_is_gone(&mut bench, slots).await;
+    }
+}
+
+/// Acks, attaches and revocations that come while a user is erased: nothing of them is left. A router that hears nothing
+/// of the erasure notices it within a minute.
+pub async fn an_erase_leaves_no_device_and_no_cursor<B: Backend>(mut bench: Bench<B>) {
+    let (log, other) = (bench.log(), bench.log());
+    let anna = UserId::new("anna").unwrap();
+    bench.mailbox = log.create_user(&anna).await.unwrap().mailbox;
+    bench.attach(&log, "phone", 1, None).await;
+    bench.fill(&log, 1..=5).await;
+    other.advance(bench.mailbox, &device("phone"), Seq(1)).await.unwrap();
+    let attach = |name: &'static str| {
+        let attach = Attach { connection: ConnectionId([2; 16]), cursor: Some(Seq(2)) };
+        let (log, mailbox) = (&log, bench.mailbox);
+        async move { log.attach(mailbox, &device(name), attach).await }
+    };
+    let (phone, web) = (device("phone"), device("web"));
+    let acks = async {
+        for seq in 1..=5 {
+            if log.advance(bench.mailbox, &phone, Seq(seq)).await.is_err() {
+                return;
+            }
+        }
+    };
+    let (erased, (), _, _, _) = tokio::join!(
+        log.erase(&anna),
+        acks,
+        attach("phone"),
+        attach("tablet"),
+        log.revoke(bench.mailbox, &web)
+    );
+    erased.unwrap();
+    bench.world.pass(Millis::from_secs(61));
+    assert_eq!(other.advance(bench.mailbox, &phone, Seq(5)).await, Err(StoreError::Erased));
+    let left = log.devices(bench.mailbox).await.unwrap().devices;
+    assert!(left.is_empty(), "devices are left: {left:?}");
+    for name in ["phone", "tablet", "web"] {
+        assert_eq!(
+            log.cursor(bench.mailbox, &device(name)).await,
+            Ok(Seq(0)),
+            "the cursor of the {name} is left"
+        );
     }
 }
 

@@ -2,11 +2,16 @@
 //! device can be addressed; a cursor is only raised, and never beyond a head that was seen.
 
 use super::SlotLog;
+use super::cache::Known;
 use super::stats::add;
 use crate::error::{Result, StoreError};
 use crate::rows::Rows;
 use crate::{Attach, Attached, Device, Store};
 use chappe_protocol::id::{DeviceId, Epoch, MailboxId, Seq};
+use chappe_protocol::time::Millis;
+
+/// A cursor is written beside a remembered head that is no older: so long another router's erase may go unseen.
+const ERASED_UNSEEN_MAX: Millis = Millis(60_000);
 
 impl<R: Rows> SlotLog<R> {
     pub(super) async fn attach_device(
@@ -67,11 +72,25 @@ impl<R: Rows> SlotLog<R> {
         device: &DeviceId,
         upto: Seq,
     ) -> Result<()> {
-        if self.cache.known(mailbox).is_none_or(|known| upto > known.seq()) {
-            let head = self.open_head(mailbox, true).await?;
-            self.check_cursor(Some(upto), head)?;
-        }
+        let now = self.world.now();
+        let usable = |known: &Known| upto <= known.seq() && now - known.at <= ERASED_UNSEEN_MAX;
+        let head = match self.cache.known(mailbox).filter(usable) {
+            Some(known) if known.erased() => return Err(StoreError::Erased),
+            Some(known) => known.seq(),
+            None => self.open_head(mailbox, true).await?,
+        };
+        self.check_cursor(Some(upto), head)?;
         self.rows.raise_cursor(mailbox, device, upto).await
+    }
+
+    /// The end of every call that writes devices or cursors. An erase that went on beside it may have deleted the rows
+    /// before this call, or an earlier try of it, wrote one: then nothing of it is left, whatever became of the call.
+    pub(super) async fn unless_erased<T>(&self, mailbox: MailboxId, done: Result<T>) -> Result<T> {
+        if self.cache.known(mailbox).is_some_and(|known| known.erased()) {
+            self.rows.delete_devices(mailbox).await?;
+            return Err(StoreError::Erased);
+        }
+        done
     }
 
     async fn new_device(&self, mailbox: MailboxId, device: &DeviceId, head: Seq) -> Result<Device> {
