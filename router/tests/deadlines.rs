@@ -80,7 +80,7 @@ async fn an_append_is_given_up_when_the_last_who_waits_has_gone() {
     let (_, hasty, patient) = tokio::join!(
         cluster.submit(submit_of("opener", ben, None, &[1])),
         cluster.submit_after(1, hasty),
-        cluster.submit_after(1, submit_of("patient", ben, None, &[3])),
+        cluster.submit_after(2, submit_of("patient", ben, None, &[3])),
     );
     assert_eq!((outcomes(&hasty), outcomes(&patient)), (vec![Outcome::Unknown], vec![Outcome::Accepted]));
     assert_eq!(cluster.store.asked.lock().unwrap().len(), 2, "one attempt was enough");
