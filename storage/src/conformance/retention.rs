@@ -221,7 +221,7 @@ pub async fn an_erase_leaves_no_device_and_no_cursor<B: Backend>(mut bench: Benc
         log.revoke(bench.mailbox, &web)
     );
     erased.unwrap();
-    bench.world.pass(Millis::from_secs(61));
+    bench.world.advance(Millis::from_secs(61));
     assert_eq!(other.advance(bench.mailbox, &phone, Seq(5)).await, Err(StoreError::Erased));
     let left = log.devices(bench.mailbox).await.unwrap().devices;
     assert!(left.is_empty(), "devices are left: {left:?}");
