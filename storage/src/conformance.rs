@@ -35,7 +35,8 @@ macro_rules! conformance {
             // log
             the_log_is_dense, a_batch_is_split_at_edges_in_order, slots_keep_every_field, pages_are_bounded,
             two_routers_cross_an_edge, many_appenders_are_dense_and_once, a_cold_head_is_found_in_few_reads,
-            reading_beyond_the_head_is_empty, the_log_is_read_whole, lost_slots_are_reported, lost_payloads_are_reported, quota_refuses,
+            reading_beyond_the_head_is_empty, the_log_is_read_whole, lost_slots_are_reported, lost_payloads_are_reported, a_slot_ends_at_its_own_time,
+            quota_refuses,
             calls_that_make_no_sense_are_invalid, a_payload_is_stored_once,
             // idempotence
             a_retry_is_a_duplicate, a_retry_across_buckets_is_a_duplicate, a_retry_across_a_trim_is_a_duplicate,
@@ -50,6 +51,8 @@ macro_rules! conformance {
             the_silent_and_the_revoked_do_not_hold_a_trim, a_trim_by_age, a_trim_is_bounded_and_finishes_another,
             the_payload_expires_and_the_slot_stays, erase_stops_a_paused_router, erase_at_an_edge,
             the_erased_come_back_as_new, an_erase_leaves_no_device_and_no_cursor,
+            an_erase_beside_appends_closes_the_log, without_a_device_only_age_trims,
+            a_trim_by_age_looks_at_every_slot, a_trim_beside_a_reader_loses_nothing,
             // rows
             a_register_is_compared, a_batch_is_all_or_nothing, sessions_are_a_max_register, registers_survive_a_restart,
             a_slot_that_is_there_is_not_lost,

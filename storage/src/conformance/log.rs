@@ -7,6 +7,7 @@ use crate::{EntryPayload, Store};
 use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, PageEnd, SlotBody, Urgency};
 use chappe_protocol::id::{DeviceId, MailboxId, PayloadId, Seq};
+use chappe_protocol::time::Millis;
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
@@ -203,9 +204,11 @@ pub async fn lost_slots_are_reported<B: Backend>(bench: Bench<B>) {
     bench.fill(&log, 1..=10).await;
     // The database loses rows that it had promised to keep.
     again(|| rows.delete_slots(bench.partition(1))).await.unwrap();
-    for log in [bench.log(), bench.log()] {
+    for (first, log) in [(true, bench.log()), (false, bench.log())] {
         let slots = bench.slots(&log).await;
         assert_eq!(slots.len(), 10);
+        // Found once, written down, and told as what it is from then on.
+        assert!(log.0.stats().lost == if first { 4 } else { 0 } || (first && B::fails()));
         for slot in slots {
             let lost = (4..=7).contains(&slot.seq.0);
             assert_eq!(slot.body == SlotBody::Lost, lost, "slot {}", slot.seq);
@@ -230,6 +233,20 @@ pub async fn lost_payloads_are_reported<B: Backend>(bench: Bench<B>) {
         assert_eq!((slots[0].envelope_id, &slots[0].body), (id(1), &SlotBody::Lost));
         assert!(matches!(slots[1].body, SlotBody::Present(_)));
     }
+}
+
+/// A shared payload that lives longer than a slot does not prolong it.
+pub async fn a_slot_ends_at_its_own_time<B: Backend>(bench: Bench<B>) {
+    let log = bench.log();
+    let payload = PayloadId([5; 16]);
+    let until = bench.world_now() + Millis(10 * DAY.0);
+    log.put_payload(payload, Bytes::from_static(b"shared"), until).await.unwrap();
+    let mut entry = bench.entry_for(1, DAY);
+    entry.payload = EntryPayload::Ref { id: payload, bytes: 6 };
+    log.append(bench.mailbox, &[entry], None).await.unwrap();
+    assert!(matches!(bench.slots(&log).await[0].body, SlotBody::Present(_)));
+    bench.world.advance(Millis(2 * DAY.0));
+    assert_eq!(bench.slots(&log).await[0].body, SlotBody::Expired);
 }
 
 /// One stored payload serves many mailboxes; the first write of an id stands.

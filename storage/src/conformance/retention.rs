@@ -5,7 +5,7 @@ use crate::error::StoreError;
 use crate::rows::{Applied, Batch, Floor, Head, Rows};
 use crate::{Attach, Store};
 use chappe_protocol::envelope::{PageEnd, SlotBody};
-use chappe_protocol::id::{Bucket, ConnectionId, Seq, UserId};
+use chappe_protocol::id::{Bucket, BucketShape, ConnectionId, Seq, UserId};
 use chappe_protocol::time::Millis;
 
 /// A router that slept through a trim can neither fill a trimmed bucket nor re-issue a slot.
@@ -88,6 +88,49 @@ pub async fn the_silent_and_the_revoked_do_not_hold_a_trim<B: Backend>(bench: Be
     assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(2));
 }
 
+/// A mailbox whose only device was revoked keeps what is young: the next device finds nothing, but a restore does.
+pub async fn without_a_device_only_age_trims<B: Backend>(bench: Bench<B>) {
+    let log = bench.log();
+    bench.attach(&log, "stolen", 1, None).await;
+    bench.fill(&log, 1..=8).await;
+    log.revoke(bench.mailbox, &device("stolen")).await.unwrap();
+    assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(0));
+    assert_eq!(bench.numbers(&log).await, [1, 2, 3, 4, 5, 6, 7, 8]);
+}
+
+/// One young slot in the middle of a long bucket holds it.
+pub async fn a_trim_by_age_looks_at_every_slot<B: Backend>(bench: Bench<B>) {
+    let log = bench.log_with(|config| config.shape = BucketShape { shift: 6 });
+    bench.attach(&log, "phone", 1, None).await;
+    let ttl = |n: u64| Millis(DAY.0 * if n == 40 { 10 } else { 1 });
+    for first in [1, 36] {
+        let entries: Vec<_> = (first..first + 35).map(|n| bench.entry_for(n, ttl(n))).collect();
+        log.append(bench.mailbox, &entries, None).await.unwrap();
+    }
+    bench.world.advance(Millis(2 * DAY.0));
+    assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(0));
+    bench.world.advance(Millis(10 * DAY.0));
+    assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(1));
+}
+
+/// Whoever reads while rows go is told of a truncation, never of a loss.
+pub async fn a_trim_beside_a_reader_loses_nothing<B: Backend>(bench: Bench<B>) {
+    let (log, reader) = (bench.log(), bench.log());
+    bench.attach(&log, "phone", 1, None).await;
+    bench.fill(&log, 1..=20).await;
+    log.advance(bench.mailbox, &device("phone"), Seq(20)).await.unwrap();
+    let reads = async {
+        let mut lost = 0;
+        for _ in 0..8 {
+            lost += bench.slots(&reader).await.iter().filter(|slot| slot.body == SlotBody::Lost).count();
+        }
+        lost
+    };
+    let (lost, trimmed) = tokio::join!(reads, log.trim(bench.mailbox));
+    assert_eq!((lost, reader.0.stats().lost), (0, 0));
+    assert_eq!(trimmed.unwrap().floor, Bucket(5));
+}
+
 /// Nobody reads it any more, and everything in it is past its time.
 pub async fn a_trim_by_age<B: Backend>(bench: Bench<B>) {
     let log = bench.log();
@@ -153,6 +196,7 @@ async fn erased_is_gone<B: Backend>(bench: &mut Bench<B>, slots: u64) {
     bench.attach(&log, "phone", 1, None).await;
     bench.fill(&paused, 1..=slots).await;
     log.erase(&anna).await.unwrap();
+    assert!(log.devices(bench.mailbox).await.unwrap().devices.is_empty());
     let entry = bench.entry(100);
     for log in [&paused, &bench.log()] {
         let refused = log.append(bench.mailbox, std::slice::from_ref(&entry), Some(Bucket(0))).await;
@@ -162,6 +206,8 @@ async fn erased_is_gone<B: Backend>(bench: &mut Bench<B>, slots: u64) {
             assert!(!read.is_ok_and(|page| !page.slots.is_empty()), "slot {} can be read", after + 1);
         }
         assert!(log.head(bench.mailbox, true).await.is_err());
+        assert_eq!(log.find(bench.mailbox, &[entry.envelope_id], None).await, Err(StoreError::Erased));
+        assert_eq!(log.trim(bench.mailbox).await, Err(StoreError::Erased));
         let attach = Attach { connection: ConnectionId([2; 16]), cursor: None };
         assert!(log.attach(bench.mailbox, &device("phone"), attach).await.is_err());
         assert!(log.devices(bench.mailbox).await.unwrap().devices.is_empty());
@@ -221,8 +267,6 @@ pub async fn an_erase_leaves_no_device_and_no_cursor<B: Backend>(mut bench: Benc
         log.revoke(bench.mailbox, &web)
     );
     erased.unwrap();
-    bench.world.advance(Millis::from_secs(61));
-    assert_eq!(other.advance(bench.mailbox, &phone, Seq(5)).await, Err(StoreError::Erased));
     let left = log.devices(bench.mailbox).await.unwrap().devices;
     assert!(left.is_empty(), "devices are left: {left:?}");
     for name in ["phone", "tablet", "web"] {
@@ -231,6 +275,35 @@ pub async fn an_erase_leaves_no_device_and_no_cursor<B: Backend>(mut bench: Benc
             Ok(Seq(0)),
             "the cursor of the {name} is left"
         );
+    }
+    bench.world.advance(Millis::from_secs(61));
+    assert_eq!(other.advance(bench.mailbox, &phone, Seq(5)).await, Err(StoreError::Erased));
+}
+
+/// Appends that come while the register is being closed: what the erase has answered is true of all of them, and the
+/// rows that a dead trim left go too.
+pub async fn an_erase_beside_appends_closes_the_log<B: Backend>(mut bench: Bench<B>) {
+    let (log, other, rows) = (bench.log(), bench.log(), bench.rows());
+    let anna = UserId::new("anna").unwrap();
+    bench.mailbox = log.create_user(&anna).await.unwrap().mailbox;
+    bench.fill(&log, 1..=9).await;
+    again(|| rows.raise_floor(bench.mailbox, Floor { bucket: Bucket(1), bytes_total: 24 })).await.unwrap();
+    let appends = async {
+        for n in 10..100 {
+            if other.append(bench.mailbox, &[bench.entry(n)], Some(Bucket(0))).await.is_err() {
+                return;
+            }
+        }
+    };
+    let (erased, ()) = tokio::join!(log.erase(&anna), appends);
+    erased.unwrap();
+    for log in [&log, &other, &bench.log()] {
+        let late = log.append(bench.mailbox, &[bench.entry(200)], Some(Bucket(0))).await;
+        assert_eq!(late, Err(StoreError::Erased));
+    }
+    for bucket in 0..=SHAPE.bucket_of(Seq(101)).0 {
+        let left = again(|| rows.slots(bench.partition(bucket), Seq(0), 100, 1 << 20, true)).await.unwrap();
+        assert!(left.is_empty(), "rows of bucket {bucket} are left");
     }
 }
 
