@@ -3,7 +3,7 @@
 //!
 //! An entry that came back undecided is *owed*: its lane answers `not_attempted` to everything else until that entry comes
 //! again, so that a frame which was already on its way cannot slip in before the retry. An owed entry that does not come
-//! again within [`OWED_MAX`] is forgotten: its sender gave it up.
+//! again within [`OWED_MAX`] is forgotten: its sender gave it up. A connection owes at most [`OWED_ENTRIES_MAX`] entries.
 
 use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, Urgency};
@@ -21,10 +21,9 @@ pub(crate) const LIST_BYTES_MAX: usize = 512 * 1024;
 const REQUEST_ENTRIES_MAX: usize = 1024;
 /// An owed entry holds its lane for so long.
 pub(crate) const OWED_MAX: Millis = Millis::from_secs(60);
-/// Recipients with owed entries; beyond it order is no longer guarded against frames that were already on their way.
-const RECIPIENTS_MAX: usize = 4096;
-/// Owed entries that a lane remembers.
-const OWED_ENTRIES_MAX: usize = 1024;
+/// Owed entries that are remembered, over all lanes; beyond it order is no longer guarded against frames that were already
+/// on their way.
+const OWED_ENTRIES_MAX: usize = 256;
 
 /// One envelope on its way.
 #[derive(Debug, Clone)]
@@ -88,22 +87,25 @@ struct Lane {
 }
 
 impl Lane {
-    fn owe(&mut self, now: Time, key: (SubmitId, u32)) {
+    /// Owes one entry more, behind the others, if `room` is left.
+    fn owe(&mut self, now: Time, key: (SubmitId, u32), room: usize) {
         if self.owed.is_empty() {
             self.owed_since = now;
         }
-        if self.owed.len() < OWED_ENTRIES_MAX && !self.owed.contains(&key) {
+        if room > 0 && !self.owed.contains(&key) {
             self.owed.push_back(key);
         }
     }
 
-    /// Entries come back undecided that went before everything owed: they are owed first, in this order.
-    fn owe_first(&mut self, now: Time, keys: &[(SubmitId, u32)]) {
+    /// Entries come back undecided that went before everything owed: they are owed first, in this order. With what it owes
+    /// already the lane may owe `room` more; the last ones are forgotten.
+    fn owe_first(&mut self, now: Time, keys: &[(SubmitId, u32)], room: usize) {
+        let most = self.owed.len() + room;
         self.owed.retain(|key| !keys.contains(key));
         for key in keys.iter().rev() {
             self.owed.push_front(*key);
         }
-        self.owed.truncate(OWED_ENTRIES_MAX);
+        self.owed.truncate(most);
         self.owed_since = now;
     }
 
@@ -142,6 +144,8 @@ pub(crate) struct Lanes {
     next_job: u64,
     entries: usize,
     bytes: usize,
+    /// Owed entries of all lanes.
+    owed: usize,
     finished: VecDeque<Finished>,
 }
 
@@ -165,6 +169,7 @@ impl Lanes {
         );
         self.entries += count;
         self.bytes += bytes;
+        self.make_room(now);
         for (place, target) in submit.targets.into_iter().enumerate() {
             let entry = LaneEntry {
                 job: number,
@@ -179,10 +184,15 @@ impl Lanes {
                 urgency: submit.urgency,
             };
             let lane = self.recipients.entry(target.user).or_default();
-            if lane.admits(now, &entry) {
+            let before = lane.owed.len();
+            let admitted = lane.admits(now, &entry);
+            self.owed = self.owed + lane.owed.len() - before;
+            if admitted {
                 lane.waiting.push_back(entry);
             } else {
-                lane.owe(now, entry.key());
+                let before = lane.owed.len();
+                lane.owe(now, entry.key(), OWED_ENTRIES_MAX - self.owed);
+                self.owed += lane.owed.len() - before;
                 self.settle(&entry, Outcome::NotAttempted, None);
             }
         }
@@ -193,15 +203,16 @@ impl Lanes {
 
     /// Notes a submit that was refused for now: nothing behind it goes before it came again.
     pub(crate) fn owe(&mut self, now: Time, submit: &Submit) {
+        self.make_room(now);
         for target in &submit.targets {
-            if self.recipients.len() >= RECIPIENTS_MAX {
-                self.sweep(now);
-            }
-            if self.recipients.len() >= RECIPIENTS_MAX && !self.recipients.contains_key(&target.user) {
+            let room = OWED_ENTRIES_MAX - self.owed;
+            if room == 0 {
                 return;
             }
             let lane = self.recipients.entry(target.user.clone()).or_default();
-            lane.owe(now, (submit.submit_id, target.number));
+            let before = lane.owed.len();
+            lane.owe(now, (submit.submit_id, target.number), room);
+            self.owed += lane.owed.len() - before;
         }
     }
 
@@ -230,9 +241,7 @@ impl Lanes {
 
     /// The fate of a batch: per list one result per entry. What is missing counts as unknown.
     pub(crate) fn on_results(&mut self, now: Time, batch: Batch, results: Vec<Vec<EntryResult>>) {
-        if self.recipients.len() >= RECIPIENTS_MAX {
-            self.sweep(now);
-        }
+        self.make_room(now);
         let mut results = results.into_iter();
         for list in batch.lists {
             let mut fates = results.next().unwrap_or_default().into_iter();
@@ -254,18 +263,25 @@ impl Lanes {
                     undecided.push(entry.key());
                     self.settle(&entry, Outcome::NotAttempted, None);
                 }
-                lane.owe_first(now, &undecided);
+                let before = lane.owed.len();
+                lane.owe_first(now, &undecided, OWED_ENTRIES_MAX - self.owed);
+                self.owed = self.owed + lane.owed.len() - before;
             }
-            // A lane that only owes is forgotten beyond the bound; one that has work never is.
-            if !lane.waiting.is_empty() || (!lane.owed.is_empty() && self.recipients.len() < RECIPIENTS_MAX) {
+            if !lane.is_idle() {
                 self.recipients.insert(list.user, lane);
             }
         }
     }
 
-    fn sweep(&mut self, now: Time) {
+    /// Forgets what did not come again in time, if as much is owed as may be.
+    fn make_room(&mut self, now: Time) {
+        if self.owed < OWED_ENTRIES_MAX {
+            return;
+        }
+        self.owed = 0;
         self.recipients.retain(|_, lane| {
             lane.expire(now);
+            self.owed += lane.owed.len();
             !lane.is_idle()
         });
     }

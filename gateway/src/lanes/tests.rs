@@ -79,6 +79,33 @@ fn nothing_overtakes_an_undecided_entry() {
 }
 
 #[test]
+fn an_arrival_that_was_not_attempted_is_not_overtaken_either() {
+    let mut lanes = Lanes::default();
+    lanes.admit(Time(0), submit(1, 1, &["ben"]));
+    let batch = lanes.poll_batch().unwrap();
+    lanes.on_results(Time(1), batch, vec![fates(&[Outcome::Unknown])]);
+    lanes.admit(Time(1), submit(2, 1, &["ben"]));
+    finished(&mut lanes);
+    lanes.admit(Time(2), submit(1, 2, &["ben"]));
+    lanes.admit(Time(2), submit(3, 1, &["ben"]));
+    assert_eq!(finished(&mut lanes), vec![(3, vec![Outcome::NotAttempted])], "2 has not come again");
+}
+
+#[test]
+fn a_request_is_bounded_in_entries_over_all_its_lists() {
+    let mut lanes = Lanes::default();
+    for round in 0..2_u8 {
+        let users: Vec<String> = (0..1000).map(|n| format!("user{n}")).collect();
+        let users: Vec<&str> = users.iter().map(String::as_str).collect();
+        lanes.admit(Time(0), submit(round, 1, &users));
+    }
+    let count = |batch: &Batch| batch.lists.iter().map(|list| list.entries.len()).sum::<usize>();
+    let (first, second) = (lanes.poll_batch().unwrap(), lanes.poll_batch().unwrap());
+    assert_eq!((count(&first), count(&second)), (REQUEST_ENTRIES_MAX, 2000 - REQUEST_ENTRIES_MAX));
+    assert!(lanes.poll_batch().is_none());
+}
+
+#[test]
 fn an_entry_that_comes_back_again_is_still_first() {
     let mut lanes = Lanes::default();
     for id in 1..=3 {
@@ -111,27 +138,60 @@ fn a_refused_submit_is_not_overtaken() {
     assert_eq!(ids(&lanes.poll_batch().unwrap()), vec![vec![1, 2], vec![3]]);
 }
 
+/// What is owed, counted.
+fn owed(lanes: &Lanes) -> usize {
+    lanes.recipients.values().map(|lane| lane.owed.len()).sum()
+}
+
 #[test]
-fn what_is_owed_is_bounded_in_recipients() {
+fn what_is_owed_is_bounded_over_all_recipients() {
     let mut lanes = Lanes::default();
-    for round in 0..6_u32 {
+    for round in 0..3_u32 {
         let users: Vec<String> = (0..1000).map(|n| format!("user{round}x{n}")).collect();
         let users: Vec<&str> = users.iter().map(String::as_str).collect();
         lanes.admit(Time(0), submit(1, 1, &users));
         let batch = lanes.poll_batch().unwrap();
         lanes.on_results(Time(0), batch, Vec::new());
         assert_eq!(finished(&mut lanes).len(), 1);
+        lanes.owe(Time(0), &submit(2, 1, &users));
+        assert_eq!((owed(&lanes), lanes.owed, lanes.recipients.len()), (256, 256, 256));
     }
-    assert_eq!(lanes.recipients.len(), RECIPIENTS_MAX);
-    // Whoever comes then is served all the same.
+    // Whoever comes then is served all the same, and in order.
     lanes.admit(Time(1), submit(2, 1, &["ben"]));
     let batch = lanes.poll_batch().unwrap();
     lanes.admit(Time(1), submit(3, 1, &["ben"]));
     lanes.on_results(Time(1), batch, vec![fates(&[Outcome::Accepted])]);
-    assert_eq!(ids(&lanes.poll_batch().unwrap()), vec![vec![3]]);
-    let later = Time(OWED_MAX.0 * 2);
-    lanes.sweep(later);
-    assert_eq!(lanes.recipients.len(), 1, "what never came again is forgotten");
+    let batch = lanes.poll_batch().unwrap();
+    assert_eq!(ids(&batch), vec![vec![3]]);
+    assert_eq!(finished(&mut lanes).len(), 1);
+    // What never came again is forgotten for what is owed now.
+    lanes.on_results(Time(OWED_MAX.0), batch, vec![fates(&[Outcome::Unknown])]);
+    assert_eq!((owed(&lanes), lanes.owed, lanes.recipients.len()), (1, 1, 1));
+    lanes.admit(Time(OWED_MAX.0), submit(4, 1, &["ben"]));
+    let done = finished(&mut lanes);
+    assert_eq!(done, vec![(3, vec![Outcome::Unknown]), (4, vec![Outcome::NotAttempted])]);
+}
+
+#[test]
+fn what_one_recipient_is_owed_is_bounded_and_its_first_entries_stay() {
+    let mut lanes = Lanes::default();
+    let numbered = |n: u32, attempt| {
+        let mut submit = submit(0, attempt, &["ben"]);
+        submit.submit_id.0[..4].copy_from_slice(&n.to_be_bytes());
+        submit
+    };
+    lanes.admit(Time(0), numbered(0, 1));
+    let first = lanes.poll_batch().unwrap();
+    (1..1000).for_each(|n| lanes.admit(Time(0), numbered(n, 1)));
+    lanes.on_results(Time(0), first, vec![fates(&[Outcome::Unknown])]);
+    assert_eq!((owed(&lanes), lanes.owed), (256, 256));
+    lanes.admit(Time(1), numbered(2000, 1));
+    assert_eq!((owed(&lanes), lanes.owed), (256, 256), "an arrival that must wait is not one too many");
+    assert_eq!(finished(&mut lanes).len(), 1001);
+    // All of them come again in order, as they do.
+    (0..1000).for_each(|n| lanes.admit(Time(2), numbered(n, 2)));
+    assert!(finished(&mut lanes).is_empty(), "nothing is kept back");
+    assert_eq!((owed(&lanes), lanes.owed), (0, 0));
 }
 
 #[test]
@@ -145,6 +205,19 @@ fn an_owed_entry_that_never_returns_is_forgotten() {
     let done = finished(&mut lanes);
     assert_eq!(done, vec![(1, vec![Outcome::Unknown]), (2, vec![Outcome::NotAttempted])]);
     assert_eq!(ids(&lanes.poll_batch().unwrap()), vec![vec![2]]);
+}
+
+#[test]
+fn each_owed_entry_has_its_own_time_to_come_again() {
+    let mut lanes = Lanes::default();
+    lanes.admit(Time(0), submit(1, 1, &["ben"]));
+    let batch = lanes.poll_batch().unwrap();
+    lanes.admit(Time(0), submit(2, 1, &["ben"]));
+    lanes.on_results(Time(0), batch, Vec::new());
+    finished(&mut lanes);
+    lanes.admit(Time(OWED_MAX.0 - 1), submit(1, 2, &["ben"]));
+    lanes.admit(Time(OWED_MAX.0 + 1), submit(3, 1, &["ben"]));
+    assert_eq!(finished(&mut lanes), vec![(3, vec![Outcome::NotAttempted])], "2 is right behind 1");
 }
 
 #[test]
