@@ -134,6 +134,10 @@ impl Outbox {
                 retry = true;
             }
         }
+        // What is kept back though nothing of ours goes before it would be sent again at once, and again.
+        let waits = |number: &u32| matches!(entry.targets.get(number), Some(TargetState::Waiting));
+        retry |=
+            flight.numbers.iter().any(|number| waits(number) && leads(&self.lanes, entry, order, *number));
         if retry {
             entry.not_before = now + submit_backoff(entry.attempts, world);
         }
@@ -336,6 +340,13 @@ impl Outbox {
     }
 }
 
+/// Whether nothing undecided goes before this target of the entry.
+fn leads(lanes: &BTreeMap<UserId, VecDeque<(u64, u32)>>, entry: &Entry, order: u64, number: u32) -> bool {
+    let target = entry.submit.targets.iter().find(|target| target.number == number);
+    let first = target.and_then(|target| lanes.get(&target.user)?.front());
+    first.is_some_and(|(first, _)| *first == order)
+}
+
 /// `None` while a target is undecided.
 fn receipt(entry: &Entry) -> Option<Receipt> {
     let mut targets = Vec::with_capacity(entry.submit.targets.len());
@@ -360,5 +371,96 @@ fn compact_payloads(frame: &mut Submit) {
     frame.payloads = used.iter().filter_map(|old| frame.payloads.get(*old).cloned()).collect();
     for target in &mut frame.targets {
         target.payload = place.get(&target.payload).copied().unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Seeded;
+    use chappe_protocol::envelope::{DeviceFilter, Urgency};
+    use chappe_protocol::internode::Outcome;
+
+    const SPAN: Time = Time(600_000);
+    const IN_FLIGHT_MAX: usize = 64;
+
+    fn submit(id: u8) -> Submit {
+        let user = UserId::new("ben").unwrap();
+        let target =
+            Target { number: 0, user, devices: DeviceFilter::All, device_set_version: None, payload: 0 };
+        Submit {
+            submit_id: SubmitId([id; 16]),
+            attempt: 0,
+            payloads: vec![bytes::Bytes::from_static(b"x")],
+            targets: vec![target],
+            ttl: Millis(0),
+            urgency: Urgency::Message,
+            ephemeral: false,
+        }
+    }
+
+    fn result(frame: &Submit, outcome: &Outcome) -> SubmitResult {
+        let result = TargetResult { number: 0, outcome: outcome.clone(), envelope_id: None };
+        SubmitResult { submit_id: frame.submit_id, attempt: frame.attempt, results: vec![result] }
+    }
+
+    /// Ten minutes of three submits to one recipient, all answered at once by `answer`; the frames that were sent.
+    fn frames_sent(mut answer: impl FnMut(&mut Outbox, Time, &Submit)) -> u32 {
+        let mut outbox = Outbox::new(16);
+        for id in 1..=3 {
+            outbox.insert(u64::from(id), submit(id), 0, Time(SPAN.0 * 2));
+        }
+        let (mut now, mut sent) = (Time(0), 0);
+        while now < SPAN {
+            outbox.on_time(now);
+            while outbox.wants(now, IN_FLIGHT_MAX) {
+                let Some(frame) = outbox.poll_send(now, IN_FLIGHT_MAX) else { break };
+                sent += 1;
+                assert!(sent < 10_000, "a busy loop at {now:?}");
+                answer(&mut outbox, now, &frame);
+            }
+            assert!(!outbox.wants(now, IN_FLIGHT_MAX), "it says at {now:?} that there is more, and has none");
+            let next = outbox.next_time().expect("a deadline at least");
+            assert!(next > now, "it would be looked at again at once");
+            now = next;
+        }
+        assert!(outbox.take_finished().is_empty());
+        sent
+    }
+
+    #[test]
+    fn what_is_never_decided_is_sent_ever_more_rarely() {
+        let world = Seeded::new(1);
+        for outcome in [Outcome::Unavailable, Outcome::Unknown, Outcome::NotAttempted] {
+            let sent = frames_sent(|outbox, now, frame| {
+                outbox.on_result(now, result(frame, &outcome), &world);
+            });
+            // 200 ms, doubled up to 25.6 s, at least half of it: at most 54 attempts of each.
+            assert!((30..=3 * 54).contains(&sent), "{outcome:?}: {sent} frames in ten minutes");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_for_now_waits_as_long_as_it_was_told() {
+        let world = Seeded::new(2);
+        let refusal = |frame: &Submit| ErrorFrame::limit("a limit", 60_000, Some(frame.submit_id), "later");
+        let sent = frames_sent(|outbox, now, frame| {
+            outbox.on_refused(now, frame.submit_id, &refusal(frame), &world);
+        });
+        assert!((5..=3 * 10).contains(&sent), "{sent} frames in ten minutes");
+    }
+
+    #[test]
+    fn behind_an_undecided_one_the_others_go_with_it_and_in_order() {
+        let world = Seeded::new(3);
+        let mut order = Vec::new();
+        let sent = frames_sent(|outbox, now, frame| {
+            order.push(frame.submit_id.0[0]);
+            let first = frame.submit_id.0[0] == 1;
+            let outcome = if first { Outcome::Unavailable } else { Outcome::NotAttempted };
+            outbox.on_result(now, result(frame, &outcome), &world);
+        });
+        assert!((30..=54).contains(&sent), "{sent} frames in ten minutes");
+        assert!(order.iter().all(|id| *id == 1), "behind the first nothing was to be sent: {order:?}");
     }
 }
