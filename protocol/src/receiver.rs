@@ -253,6 +253,78 @@ mod tests {
     }
 
     #[test]
+    fn a_chain_may_begin_before_what_is_here_and_what_comes_late_again_takes_nothing_back() {
+        let mut receiver = Receiver::new();
+        receiver.on_welcome(Seq(0), TAG);
+        assert_eq!(receiver.on_deliver(&deliver(1, 0)), Received::Take);
+        assert_eq!(receiver.on_deliver(&deliver(4, 0)), Received::Take, "prev < have < seq");
+        assert_eq!(receiver.on_deliver(&deliver(1, 0)), Received::AlreadyHave);
+        assert_eq!(receiver.on_deliver(&deliver(5, 4)), Received::Take, "the position is still 4");
+    }
+
+    #[test]
+    fn an_envelope_in_a_second_place_is_not_given_twice_and_keeps_no_cursor_back() {
+        let mut receiver = Receiver::new();
+        receiver.on_welcome(Seq(0), TAG);
+        assert_eq!(receiver.on_deliver(&deliver(1, 0)), Received::Take);
+        let again = Deliver { envelope_id: id(1), ..deliver(2, 1) };
+        assert_eq!(receiver.on_deliver(&again), Received::AlreadyHave, "the app holds it");
+        receiver.app_acked(Seq(1), id(1));
+        assert_eq!(receiver.poll_ack(), Some(Seq(2)));
+        let again = Deliver { envelope_id: id(1), ..deliver(3, 2) };
+        assert_eq!(receiver.on_deliver(&again), Received::AlreadyHave, "the app has acked it");
+        assert_eq!(receiver.poll_ack(), Some(Seq(3)));
+    }
+
+    #[test]
+    fn what_is_gone_is_told_once_and_a_foreign_cursor_always() {
+        let mut receiver = Receiver::new();
+        receiver.on_welcome(Seq(0), TAG);
+        assert_eq!(receiver.on_truncated(Seq(5), TruncatedReason::Expired), Received::Take);
+        assert_eq!(receiver.on_truncated(Seq(5), TruncatedReason::Expired), Received::AlreadyHave);
+        assert_eq!(receiver.on_truncated(Seq(0), TruncatedReason::ForeignCursor), Received::Take);
+        assert_eq!(receiver.poll_ack(), Some(Seq(5)));
+    }
+
+    #[test]
+    fn in_another_log_nothing_of_the_old_one_counts_but_ids() {
+        let mut receiver = Receiver::new();
+        receiver.on_welcome(Seq(0), TAG);
+        assert_eq!(receiver.on_deliver(&deliver(1, 0)), Received::Take);
+        receiver.on_welcome(Seq(0), CursorTag([8; 16]));
+        let other = Deliver { envelope_id: id(9), ..deliver(1, 0) };
+        assert_eq!(receiver.on_deliver(&other), Received::Take, "another envelope in the same place");
+        receiver.app_acked(Seq(1), id(1));
+        assert_eq!(receiver.poll_ack(), None, "the app has not acked this one");
+        receiver.app_acked(Seq(1), id(9));
+        assert_eq!(receiver.poll_ack(), Some(Seq(1)));
+    }
+
+    #[test]
+    fn what_the_cursor_has_passed_is_not_given_again_though_its_id_is_forgotten() {
+        let mut receiver = Receiver::restore(Some(Cursor { tag: TAG, seq: Seq(5) }), []);
+        receiver.on_welcome(Seq(3), TAG);
+        assert_eq!(receiver.on_deliver(&deliver(4, 3)), Received::AlreadyHave);
+        assert_eq!(receiver.cursor(), Some(Cursor { tag: TAG, seq: Seq(5) }));
+        assert_eq!(receiver.poll_ack(), Some(Seq(4)));
+    }
+
+    #[test]
+    fn a_drop_after_the_ack_changes_nothing_and_a_position_alone_asks_for_no_ack() {
+        let mut receiver = Receiver::new();
+        receiver.on_welcome(Seq(0), TAG);
+        receiver.on_upto(Seq(3));
+        assert_eq!(receiver.poll_ack(), None, "the server waits for none");
+        for seq in 4..=5 {
+            assert_eq!(receiver.on_deliver(&deliver(seq, seq - 1)), Received::Take);
+        }
+        receiver.app_acked(Seq(5), id(5));
+        receiver.app_dropped(Seq(5), id(5));
+        receiver.app_acked(Seq(4), id(4));
+        assert_eq!(receiver.poll_ack(), Some(Seq(5)));
+    }
+
+    #[test]
     fn acks_are_contiguous_and_never_beyond_what_this_connection_told() {
         let mut receiver = Receiver::new();
         receiver.on_welcome(Seq(0), TAG);
