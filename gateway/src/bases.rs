@@ -141,8 +141,24 @@ mod tests {
     }
 
     #[test]
+    fn the_first_base_stays_whatever_is_transmitted_later() {
+        let bases = Bases::default();
+        bases.transmitted(M, Bucket(3), [A].into_iter());
+        bases.transmitted(M, Bucket(9), [A].into_iter());
+        assert_eq!(bases.of(Time(0), M, [(A, 2)].into_iter()), Base::Known(Some(Bucket(3))));
+    }
+
+    #[test]
     fn what_is_remembered_is_bounded() {
         let bases = Bases::default();
+        for n in 0..2 * HEADS_MAX as u64 {
+            bases.learn(Time(0), MailboxId(u128::from(n).to_be_bytes()), Bucket(1));
+        }
+        let heads = {
+            let inner = bases.lock();
+            inner.young.len() + inner.old.len()
+        };
+        assert!(heads <= HEADS_MAX, "{heads} heads");
         let id = |n: u64| SubmitId(u128::from(n).to_be_bytes());
         bases.transmitted(M, Bucket(1), (0..FIRSTS_MAX as u64 + 10).map(id));
         let inner = bases.lock();

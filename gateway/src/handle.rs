@@ -207,7 +207,7 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use chappe_protocol::envelope::SlotBody;
-    use chappe_protocol::id::EnvelopeId;
+    use chappe_protocol::id::{EnvelopeId, UserId};
     use chappe_protocol::time::UnixMillis;
 
     fn handle() -> Handle {
@@ -240,6 +240,34 @@ mod tests {
         assert!(inbox.slots.iter().map(Slot::cost).sum::<usize>() <= INBOX_BYTES_MAX);
         assert_eq!(inbox.head, Some(Seq(1000)), "the head is never dropped");
         assert!(handle.take(Waker::noop()).is_empty());
+    }
+
+    #[test]
+    fn an_inbox_is_bounded_in_items_however_small_and_whispers_count() {
+        let handle = handle();
+        for seq in 1..=1000 {
+            handle.ring(Seq(seq), Some(slot(seq, 1)));
+        }
+        assert!(handle.take(Waker::noop()).slots.len() <= INBOX_ITEMS_MAX);
+        let sender = Sender { user: UserId::new("ada").unwrap(), device: DeviceId::new("laptop").unwrap() };
+        let payload = Bytes::from(vec![0; 4000]);
+        let whisper = Whisper { sender, devices: DeviceFilter::All, payload, urgency: Urgency::Message };
+        let taken = (0..1000).filter(|_| handle.whisper(whisper.clone())).count();
+        let inbox = handle.take(Waker::noop());
+        assert_eq!(inbox.whispers.len(), taken);
+        assert!(inbox.whispers.iter().map(|whisper| whisper.payload.len()).sum::<usize>() <= INBOX_BYTES_MAX);
+    }
+
+    #[test]
+    fn the_highest_head_and_the_first_reason_to_close_stay() {
+        let handle = handle();
+        for seq in [5, 3] {
+            handle.ring(Seq(seq), None);
+        }
+        handle.close(CloseCode::ConnectedElsewhere);
+        handle.close(CloseCode::Drained);
+        let inbox = handle.take(Waker::noop());
+        assert_eq!((inbox.head, inbox.close), (Some(Seq(5)), Some(CloseCode::ConnectedElsewhere)));
     }
 
     #[test]

@@ -143,7 +143,10 @@ mod tests {
         assert_eq!(bucket.take(Time(0), 10, 3), Err(100));
         assert_eq!(bucket.take(Time(99), 10, 3), Err(1));
         assert_eq!(bucket.take(Time(100), 10, 3), Ok(()));
-        assert_eq!(bucket.take(Time(1_000_000), 10, 3), Ok(()));
+        for _ in 0..3 {
+            assert_eq!(bucket.take(Time(1_000_000), 10, 3), Ok(()));
+        }
+        assert_eq!(bucket.take(Time(1_000_000), 10, 3), Err(100), "never more than its burst");
     }
 
     #[test]

@@ -142,6 +142,29 @@ mod tests {
     }
 
     #[test]
+    fn pages_of_mailboxes_miss_none() {
+        let registry = Registry::default();
+        let mailboxes: Vec<MailboxId> = (0..5).map(|n| MailboxId([n; 16])).collect();
+        for mailbox in &mailboxes {
+            let order = (Epoch(1), ConnectionId([1; 16]), 0);
+            let device = DeviceId::new("phone").unwrap();
+            registry.insert(&Arc::new(Handle::new(*mailbox, device, Role::Main, order, Seq(1))));
+        }
+        let (mut probed, mut renewed) = (Vec::new(), Vec::new());
+        let mut after = None;
+        while let Some((last, _)) = registry.heads_after(after, 2).last().copied() {
+            probed.extend(registry.heads_after(after, 2).into_iter().map(|(mailbox, _)| mailbox));
+            after = Some(last);
+        }
+        let mut after = None;
+        while let (handles, Some(last)) = registry.mains_after(after, 2) {
+            renewed.extend(handles.iter().map(|handle| handle.mailbox));
+            after = Some(last);
+        }
+        assert_eq!((&probed, &renewed), (&mailboxes, &mailboxes));
+    }
+
+    #[test]
     fn the_newer_session_takes_over_and_the_older_cannot_come_back_or_remove_it() {
         let registry = Registry::default();
         let old = handle("phone", 1, 1, Role::Main);

@@ -38,6 +38,17 @@ fn a_good_token_names_user_device_and_end() {
 }
 
 #[test]
+fn another_hash_under_the_same_secret_is_refused() {
+    let claims: serde_json::Value = serde_json::from_str(GOOD).unwrap();
+    for (algorithm, good) in [(Algorithm::HS256, true), (Algorithm::HS384, false), (Algorithm::HS512, false)]
+    {
+        let key = EncodingKey::from_secret(SECRET);
+        let token = jsonwebtoken::encode(&Header::new(algorithm), &claims, &key).unwrap();
+        assert_eq!(check(&token).is_ok(), good, "{algorithm:?}");
+    }
+}
+
+#[test]
 fn hostile_claims_are_refused() {
     let cases = [
         (r#"{"sub":"ben","device":"phone"}"#, TokenError::Invalid),

@@ -22,6 +22,7 @@ use chappe_router::presence::{Lease, Presence};
 use chappe_router::{Directory, LocalLinks, Router, RouterConfig, RouterMetrics};
 use chappe_storage::Store;
 use chappe_storage::memory::MemoryRows;
+use chappe_storage::rows::Rows;
 use chappe_storage::slotlog::{LogConfig, SlotLog};
 use futures_util::stream;
 use std::io;
@@ -72,10 +73,11 @@ impl Links for TestLinks {
     ) -> Result<Reply, LinkError> {
         if matches!(request, Request::Submit(_)) {
             self.submits.fetch_add(1, Ordering::Relaxed);
-            if self.hang.load(Ordering::Relaxed) {
-                tokio::time::sleep(budget.to_std()).await;
-                return Err(LinkError::Timeout);
-            }
+        }
+        let hangs = matches!(request, Request::Submit(_) | Request::Ephemeral(_));
+        if hangs && self.hang.load(Ordering::Relaxed) {
+            tokio::time::sleep(budget.to_std()).await;
+            return Err(LinkError::Timeout);
         }
         if matches!(request, Request::Probe(_)) {
             self.probes.fetch_add(1, Ordering::Relaxed);
@@ -126,10 +128,15 @@ impl Cluster {
     }
 
     pub(crate) fn with(log: LogConfig) -> Self {
+        Self::over(log, |world| Arc::new(MemoryRows::new(world)))
+    }
+
+    /// On the rows that `rows` makes.
+    pub(crate) fn over<R: Rows>(log: LogConfig, rows: impl FnOnce(Arc<dyn World>) -> Arc<R>) -> Self {
         #[allow(clippy::disallowed_methods)] // the one clock of these tests
         let start = tokio::time::Instant::now();
         let world = Arc::new(TokioWorld { start, random: TestWorld::new(7) });
-        let rows = Arc::new(MemoryRows::new(world.clone()));
+        let rows = rows(world.clone());
         let shape = log.shape;
         let store: Arc<dyn Store> = Arc::new(SlotLog::new(rows, world.clone(), log));
         let metrics = Arc::new(RouterMetrics::new(&prometheus::Registry::new()).unwrap());
@@ -153,6 +160,18 @@ impl Cluster {
     }
 
     pub(crate) fn gateway_with(&self, number: u8, tune: impl FnOnce(&mut GatewayConfig)) -> Gateway {
+        let (door, drain, metrics, running) = self.unstarted(number, tune);
+        #[allow(clippy::disallowed_methods)] // the test waits for it itself
+        let task = tokio::spawn(running);
+        Gateway { door, drain, task, metrics }
+    }
+
+    /// A gateway that runs when its future is polled.
+    pub(crate) fn unstarted(
+        &self,
+        number: u8,
+        tune: impl FnOnce(&mut GatewayConfig),
+    ) -> (Door, CancellationToken, Arc<GatewayMetrics>, impl Future<Output = ()> + Send + 'static) {
         let id = GatewayId([number; 16]);
         let mut config = GatewayConfig::new(id, [5; 32]);
         tune(&mut config);
@@ -173,9 +192,8 @@ impl Cluster {
             incoming.recv().await.map(|io| (io::Result::Ok(io), incoming))
         });
         let drain = CancellationToken::new();
-        #[allow(clippy::disallowed_methods)] // the test waits for it itself
-        let task = tokio::spawn(chappe_gateway::run(config, parts, incoming, drain.clone()));
-        Gateway { door, drain, task, metrics }
+        let running = chappe_gateway::run(config, parts, incoming, drain.clone());
+        (door, drain, metrics, running)
     }
 
     /// A token of this user and device, good for an hour.
@@ -194,9 +212,12 @@ pub(crate) fn sign(claims: &serde_json::Value) -> String {
     jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
 }
 
+/// Where sockets come in; dropped, no more will.
+pub(crate) type Door = mpsc::Sender<Incoming<DuplexStream>>;
+
 /// A gateway that runs.
 pub(crate) struct Gateway {
-    pub(crate) door: mpsc::Sender<Incoming<DuplexStream>>,
+    pub(crate) door: Door,
     pub(crate) drain: CancellationToken,
     pub(crate) task: JoinHandle<()>,
     pub(crate) metrics: Arc<GatewayMetrics>,
