@@ -1,6 +1,7 @@
 //! What a gateway knew of a mailbox's head before it first transmitted an entry. **Invariant:** a base that is given for
 //! an entry was learned before the first transmission of that entry; when in doubt there is none.
 
+use crate::recent::Recent;
 use chappe_protocol::id::{Bucket, MailboxId, SubmitId};
 use chappe_protocol::time::{Millis, Time};
 use std::collections::{BTreeMap, VecDeque};
@@ -19,13 +20,18 @@ pub(crate) struct Bases {
     inner: Mutex<Inner>,
 }
 
-#[derive(Default)]
 struct Inner {
-    young: BTreeMap<MailboxId, (Bucket, Time)>,
-    old: BTreeMap<MailboxId, (Bucket, Time)>,
+    heads: Recent<MailboxId, Bucket>,
     firsts: BTreeMap<(SubmitId, MailboxId), Bucket>,
     /// The keys of `firsts` in the order of their coming; may name some that are gone.
     order: VecDeque<(SubmitId, MailboxId)>,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        let heads = Recent::new(HEADS_MAX, FRESH);
+        Self { heads, firsts: BTreeMap::new(), order: VecDeque::new() }
+    }
 }
 
 /// Where the base of a list comes from.
@@ -46,8 +52,7 @@ impl Bases {
         entries: impl Iterator<Item = (SubmitId, u32)>,
     ) -> Base {
         let inner = self.lock();
-        let head = inner.young.get(&mailbox).or_else(|| inner.old.get(&mailbox));
-        let head = head.filter(|(_, at)| now - *at <= FRESH).map(|(bucket, _)| *bucket);
+        let head = inner.heads.get(now, &mailbox);
         let mut lowest: Option<Bucket> = None;
         let mut ask = false;
         for (submit, attempt) in entries {
@@ -66,11 +71,12 @@ impl Bases {
 
     /// A reply named the head bucket at `now` or later.
     pub(crate) fn learn(&self, now: Time, mailbox: MailboxId, bucket: Bucket) {
-        let mut inner = self.lock();
-        if inner.young.len() >= HEADS_MAX / 2 {
-            inner.old = std::mem::take(&mut inner.young);
-        }
-        inner.young.insert(mailbox, (bucket, now));
+        self.lock().heads.put(now, mailbox, bucket);
+    }
+
+    /// Forgets head buckets that are too old to be bases.
+    pub(crate) fn expire(&self, now: Time) {
+        self.lock().heads.expire(now);
     }
 
     /// These entries are about to be transmitted for the first time, with this base.

@@ -19,6 +19,7 @@ mod limits;
 pub mod metrics;
 mod probe;
 mod reads;
+mod recent;
 mod registry;
 mod resume;
 mod shared;

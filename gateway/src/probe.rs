@@ -41,8 +41,16 @@ pub(crate) async fn run(gateway: &Gateway) {
             continue;
         }
         round(gateway, &mut state).await;
+        forget_old(gateway);
         tokio::time::sleep(OUT_OF_TURN_MIN.to_std()).await;
     }
+}
+
+/// What is remembered for a while takes no memory for long when traffic stops.
+fn forget_old(gateway: &Gateway) {
+    let now = gateway.world.now();
+    gateway.users.expire(now);
+    gateway.bases.expire(now);
 }
 
 /// Two thirds to four thirds of a time: the gateways of a cluster do not beat together.

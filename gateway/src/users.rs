@@ -1,9 +1,9 @@
 //! Which mailbox a user has. **Invariant:** bounded in entries and in age; a user who does not exist is never remembered.
 
+use crate::recent::Recent;
 use chappe_protocol::id::{MailboxId, UserId};
 use chappe_protocol::time::{Millis, Time};
 use chappe_storage::{Result, Store};
-use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Names kept, at most; each of at most [`UserId::BYTES_MAX`] bytes.
@@ -11,16 +11,15 @@ const ENTRIES_MAX: usize = 65_536;
 /// How long an answer of the store is believed.
 const FRESH: Millis = Millis::from_secs(60);
 
-/// A cache of two generations: when the young one is half of the bound, it becomes the old one.
-#[derive(Default)]
+/// A cache of the store's answers.
 pub(crate) struct Users {
-    inner: Mutex<Inner>,
+    mailboxes: Mutex<Recent<UserId, MailboxId>>,
 }
 
-#[derive(Default)]
-struct Inner {
-    young: BTreeMap<UserId, (MailboxId, Time)>,
-    old: BTreeMap<UserId, (MailboxId, Time)>,
+impl Default for Users {
+    fn default() -> Self {
+        Self { mailboxes: Mutex::new(Recent::new(ENTRIES_MAX, FRESH)) }
+    }
 }
 
 impl Users {
@@ -31,12 +30,13 @@ impl Users {
         now: Time,
         user: &UserId,
     ) -> Result<Option<MailboxId>> {
-        if let Some(mailbox) = self.cached(now, user) {
+        let cached = self.lock().get(now, user);
+        if let Some(mailbox) = cached {
             return Ok(Some(mailbox));
         }
         let found = store.user(user).await?.filter(|user| !user.erased).map(|user| user.mailbox);
         if let Some(mailbox) = found {
-            self.put(now, user, mailbox);
+            self.lock().put(now, user.clone(), mailbox);
         }
         Ok(found)
     }
@@ -52,32 +52,21 @@ impl Users {
             return Ok(mailbox);
         }
         let mailbox = store.create_user(user).await?.mailbox;
-        self.put(now, user, mailbox);
+        self.lock().put(now, user.clone(), mailbox);
         Ok(mailbox)
     }
 
     /// The store said otherwise.
     pub(crate) fn forget(&self, user: &UserId) {
-        let mut inner = self.lock();
-        inner.young.remove(user);
-        inner.old.remove(user);
+        self.lock().remove(user);
     }
 
-    fn cached(&self, now: Time, user: &UserId) -> Option<MailboxId> {
-        let inner = self.lock();
-        let found = inner.young.get(user).or_else(|| inner.old.get(user));
-        found.filter(|(_, at)| now - *at < FRESH).map(|(mailbox, _)| *mailbox)
+    /// Forgets what is too old to be believed.
+    pub(crate) fn expire(&self, now: Time) {
+        self.lock().expire(now);
     }
 
-    fn put(&self, now: Time, user: &UserId, mailbox: MailboxId) {
-        let mut inner = self.lock();
-        if inner.young.len() >= ENTRIES_MAX / 2 {
-            inner.old = std::mem::take(&mut inner.young);
-        }
-        inner.young.insert(user.clone(), (mailbox, now));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Recent<UserId, MailboxId>> {
+        self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -65,6 +65,15 @@ impl DeviceSets {
         inner.young.insert(mailbox, kept);
     }
 
+    /// Gives all memory back if every set is too old to be used: no submit may come for a long time.
+    pub(crate) fn expire(&self, now: Time) {
+        let mut inner = self.lock();
+        if now - inner.begun >= Millis(2 * FRESH.0) {
+            inner.young = HashMap::new();
+            inner.old = HashMap::new();
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -199,5 +208,20 @@ mod tests {
         assert!(sets.get(MailboxId([100; 16]), Time(0)).is_none(), "too large to be kept");
         let inner = sets.lock();
         assert!(inner.young.len() + inner.old.len() <= 10);
+    }
+
+    #[test]
+    fn nothing_is_left_of_traffic_that_stopped() {
+        let sets = DeviceSets::default();
+        for number in 0..100_u8 {
+            let now = Time(u64::from(number) * 20);
+            let kept = Kept { set: Arc::new(DeviceSet::default()), read_at: now };
+            sets.keep(now, MailboxId([number; 16]), kept, 1_000);
+        }
+        sets.expire(Time(2_900));
+        assert!(sets.get(MailboxId([99; 16]), Time(2_900)).is_some(), "not yet too old");
+        sets.expire(Time(4_000));
+        let inner = sets.lock();
+        assert_eq!((inner.young.len() + inner.old.len(), inner.young.capacity()), (0, 0));
     }
 }

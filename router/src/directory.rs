@@ -113,7 +113,9 @@ impl Inner {
             None if self.count >= leases_max => Taken::Full,
             None => {
                 self.count += 1;
-                self.mailboxes.entry(lease.mailbox).or_default().push(Held { lease: lease.clone(), until });
+                // Most mailboxes have one lease: a list that grows by itself begins with room for four.
+                let list = self.mailboxes.entry(lease.mailbox).or_insert_with(|| Vec::with_capacity(1));
+                list.push(Held { lease: lease.clone(), until });
                 Taken::Yes
             }
         }

@@ -44,6 +44,8 @@ pub(crate) async fn answer(shared: &Arc<Shared>, probe: Probe) -> Reply {
         return Reply::Unavailable;
     };
     shared.metrics.probes.inc();
+    // Probes come as long as there are sessions: what waits for no submit is given back here.
+    shared.device_sets.expire(shared.world.now());
     match answer_from_store(shared, probe).await {
         Ok(reply) => {
             shared.metrics.probe_news.inc_by(reply.news.len() as u64);

@@ -36,10 +36,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Sessions that attach, or exchange their envelope, at once.
 const AT_ONCE: usize = 32;
-/// The store's cache of pages is no memory of sessions: it is made small, and filled before the first measurement.
+/// The store's cache of pages is no memory of sessions: it is made small, and filled before the first measurement, with
+/// envelopes like those that are exchanged later, since pages of other sizes take other room around them.
 const CACHE_MIB: usize = 16;
-/// Payload bytes of the envelopes that fill it.
-const FILLER_BYTES: usize = 90_000;
 /// Cursors are written within 5 s of an ack.
 const CURSORS_WRITTEN: Duration = Duration::from_secs(8);
 
@@ -198,9 +197,9 @@ async fn attach_all(variant: Variant, port: u16, data: &Path, count: usize) {
     };
     let world = SystemWorld::new();
     let mut sessions = attach(&dial, &data, &world, 0..WARM_UP).await;
-    let fillers = 2 * (CACHE_MIB << 20) / FILLER_BYTES / WARM_UP + 1;
+    let fillers = 2 * (CACHE_MIB << 20) / MESSAGE_BYTES / WARM_UP + 1;
     for _ in 0..fillers {
-        sessions = exchange(sessions, &world, FILLER_BYTES).await;
+        sessions = exchange(sessions, &world, MESSAGE_BYTES).await;
     }
     tokio::time::sleep(CURSORS_WRITTEN).await;
     ready();

@@ -55,13 +55,25 @@ pub(super) struct LookBack {
     pub(super) until: UnixMillis,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 struct Memory {
     known: Option<Known>,
+    noted: Option<Time>,
+    rare: Option<Box<Rare>>,
+}
+
+/// What only trims, quotas and appends without a base learn of a mailbox.
+#[derive(Debug, Default)]
+struct Rare {
     floor: Option<Floor>,
     clean: Option<Bucket>,
     look_back: Option<LookBack>,
-    noted: Option<Time>,
+}
+
+impl Memory {
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
 }
 
 /// Two generations: when the young one is full it becomes the old one, and what nobody touched since goes.
@@ -111,11 +123,11 @@ impl Cache {
     }
 
     pub(super) fn floor(&self, mailbox: MailboxId) -> Option<Floor> {
-        self.with(mailbox, |memory| memory.floor)
+        self.with(mailbox, |memory| memory.rare.as_ref()?.floor)
     }
 
     pub(super) fn learn_floor(&self, mailbox: MailboxId, floor: Floor) {
-        self.with(mailbox, |memory| match &mut memory.floor {
+        self.with(mailbox, |memory| match &mut memory.rare().floor {
             Some(known) if known.bucket > floor.bucket => {}
             known => *known = Some(floor),
         });
@@ -123,19 +135,22 @@ impl Cache {
 
     /// Below this bucket this log itself has deleted every row.
     pub(super) fn clean(&self, mailbox: MailboxId) -> Option<Bucket> {
-        self.with(mailbox, |memory| memory.clean)
+        self.with(mailbox, |memory| memory.rare.as_ref()?.clean)
     }
 
     pub(super) fn learn_clean(&self, mailbox: MailboxId, bucket: Bucket) {
-        self.with(mailbox, |memory| memory.clean = memory.clean.max(Some(bucket)));
+        self.with(mailbox, |memory| {
+            let clean = &mut memory.rare().clean;
+            *clean = (*clean).max(Some(bucket));
+        });
     }
 
     pub(super) fn look_back(&self, mailbox: MailboxId) -> Option<LookBack> {
-        self.with(mailbox, |memory| memory.look_back)
+        self.with(mailbox, |memory| memory.rare.as_ref()?.look_back)
     }
 
     pub(super) fn learn_look_back(&self, mailbox: MailboxId, bound: LookBack) {
-        self.with(mailbox, |memory| memory.look_back = Some(bound));
+        self.with(mailbox, |memory| memory.rare().look_back = Some(bound));
     }
 
     pub(super) fn noted(&self, mailbox: MailboxId) -> Option<Time> {
@@ -160,6 +175,11 @@ mod tests {
         }
         let generations = cache.generations.lock().unwrap();
         assert!(generations.young.len() + generations.old.len() <= 8);
+    }
+
+    #[test]
+    fn a_mailbox_takes_little_memory() {
+        assert!(size_of::<(MailboxId, Memory)>() <= 88, "what is rarely known belongs into the box");
     }
 
     #[test]
