@@ -4,7 +4,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 /// The system's allocator on Linux keeps an arena per thread; payloads and pages that pass from thread to thread leave each
-/// of them full of holes. This one gives freed pages back within a second (`.cargo/config.toml`).
+/// of them full of holes. This one has two, and gives freed pages back within a second (`.cargo/config.toml`).
 #[cfg(not(target_env = "msvc"))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
