@@ -160,10 +160,7 @@ mod tests {
         for n in 0..2 * HEADS_MAX as u64 {
             bases.learn(Time(0), MailboxId(u128::from(n).to_be_bytes()), Bucket(1));
         }
-        let heads = {
-            let inner = bases.lock();
-            inner.young.len() + inner.old.len()
-        };
+        let heads = bases.lock().heads.len();
         assert!(heads <= HEADS_MAX, "{heads} heads");
         let id = |n: u64| SubmitId(u128::from(n).to_be_bytes());
         bases.transmitted(M, Bucket(1), (0..FIRSTS_MAX as u64 + 10).map(id));
