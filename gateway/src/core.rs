@@ -365,6 +365,9 @@ impl Core {
     pub(crate) fn pump<T: Transport>(&mut self, transport: &mut T) {
         loop {
             self.take_results();
+            if self.submits.as_ref().is_some_and(|submits| submits.owes_too_much()) {
+                self.end(CloseCode::Overloaded);
+            }
             for answer in std::mem::take(&mut self.answers) {
                 self.answer(transport, &answer);
             }

@@ -3,7 +3,8 @@
 //!
 //! An entry that came back undecided is *owed*: its lane answers `not_attempted` to everything else until that entry comes
 //! again, so that a frame which was already on its way cannot slip in before the retry. An owed entry that does not come
-//! again within [`OWED_MAX`] is forgotten: its sender gave it up. A connection owes at most [`OWED_ENTRIES_MAX`] entries.
+//! again within [`OWED_MAX`] is forgotten: its sender gave it up. A connection that would
+//! owe more than [`OWED_ENTRIES_MAX`] entries is to be closed: then nothing that is on its way arrives at all.
 
 use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, Urgency};
@@ -21,9 +22,8 @@ pub(crate) const LIST_BYTES_MAX: usize = 512 * 1024;
 const REQUEST_ENTRIES_MAX: usize = 1024;
 /// An owed entry holds its lane for so long.
 pub(crate) const OWED_MAX: Millis = Millis::from_secs(60);
-/// Owed entries that are remembered, over all lanes; beyond it order is no longer guarded against frames that were already
-/// on their way.
-const OWED_ENTRIES_MAX: usize = 256;
+/// Owed entries that are remembered, over all lanes: those of a few submits to as many targets as there may be.
+const OWED_ENTRIES_MAX: usize = 4096;
 
 /// One envelope on its way.
 #[derive(Debug, Clone)]
@@ -87,26 +87,30 @@ struct Lane {
 }
 
 impl Lane {
-    /// Owes one entry more, behind the others, if `room` is left.
-    fn owe(&mut self, now: Time, key: (SubmitId, u32), room: usize) {
+    /// Owes one entry more, behind the others; `false`: there is no `room`.
+    fn owe(&mut self, now: Time, key: (SubmitId, u32), room: usize) -> bool {
         if self.owed.is_empty() {
             self.owed_since = now;
         }
-        if room > 0 && !self.owed.contains(&key) {
+        let known = self.owed.contains(&key);
+        if room > 0 && !known {
             self.owed.push_back(key);
         }
+        room > 0 || known
     }
 
     /// Entries come back undecided that went before everything owed: they are owed first, in this order. With what it owes
-    /// already the lane may owe `room` more; the last ones are forgotten.
-    fn owe_first(&mut self, now: Time, keys: &[(SubmitId, u32)], room: usize) {
+    /// already the lane may owe `room` more; `false`: the last ones were forgotten.
+    fn owe_first(&mut self, now: Time, keys: &[(SubmitId, u32)], room: usize) -> bool {
         let most = self.owed.len() + room;
         self.owed.retain(|key| !keys.contains(key));
         for key in keys.iter().rev() {
             self.owed.push_front(*key);
         }
+        let fits = self.owed.len() <= most;
         self.owed.truncate(most);
         self.owed_since = now;
+        fits
     }
 
     /// Whether the entry may go: nothing is owed, or it is what is owed first.
@@ -146,6 +150,8 @@ pub(crate) struct Lanes {
     bytes: usize,
     /// Owed entries of all lanes.
     owed: usize,
+    /// An entry could not be remembered as owed.
+    overflowed: bool,
     finished: VecDeque<Finished>,
 }
 
@@ -191,7 +197,7 @@ impl Lanes {
                 lane.waiting.push_back(entry);
             } else {
                 let before = lane.owed.len();
-                lane.owe(now, entry.key(), OWED_ENTRIES_MAX - self.owed);
+                self.overflowed |= !lane.owe(now, entry.key(), OWED_ENTRIES_MAX - self.owed);
                 self.owed += lane.owed.len() - before;
                 self.settle(&entry, Outcome::NotAttempted, None);
             }
@@ -206,12 +212,9 @@ impl Lanes {
         self.make_room(now);
         for target in &submit.targets {
             let room = OWED_ENTRIES_MAX - self.owed;
-            if room == 0 {
-                return;
-            }
             let lane = self.recipients.entry(target.user.clone()).or_default();
             let before = lane.owed.len();
-            lane.owe(now, (submit.submit_id, target.number), room);
+            self.overflowed |= !lane.owe(now, (submit.submit_id, target.number), room);
             self.owed += lane.owed.len() - before;
         }
     }
@@ -264,13 +267,18 @@ impl Lanes {
                     self.settle(&entry, Outcome::NotAttempted, None);
                 }
                 let before = lane.owed.len();
-                lane.owe_first(now, &undecided, OWED_ENTRIES_MAX - self.owed);
+                self.overflowed |= !lane.owe_first(now, &undecided, OWED_ENTRIES_MAX - self.owed);
                 self.owed = self.owed + lane.owed.len() - before;
             }
             if !lane.is_idle() {
                 self.recipients.insert(list.user, lane);
             }
         }
+    }
+
+    /// More is owed than can be remembered: the connection cannot go on without the danger of a wrong order.
+    pub(crate) fn owes_too_much(&self) -> bool {
+        self.overflowed
     }
 
     /// Forgets what did not come again in time, if as much is owed as may be.

@@ -97,6 +97,11 @@ impl Submits {
         self.lanes.bytes()
     }
 
+    /// More is undecided than can be kept in order: the connection is to be closed.
+    pub(crate) fn owes_too_much(&self) -> bool {
+        self.lanes.owes_too_much()
+    }
+
     /// Nothing is left to remember.
     pub(crate) fn is_idle(&self) -> bool {
         self.running.is_empty() && self.lanes.is_idle() && self.ephemeral_results.is_empty()

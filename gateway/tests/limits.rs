@@ -86,6 +86,31 @@ async fn a_submit_that_comes_too_fast_is_refused_and_not_overtaken() {
     }
 }
 
+/// More undecided envelopes than can be kept in order: what is on its way must not be served, so the socket goes.
+#[tokio::test(start_paused = true)]
+async fn whoever_has_too_much_undecided_begins_anew() {
+    let cluster = Cluster::new();
+    let gateway = cluster.gateway_with(1, |config| {
+        config.session = session(|s| s.limits.submits_in_flight_max = 1);
+    });
+    let _ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
+    let mut ada = Client::connect(&cluster, &gateway, "ada", "laptop").await;
+    cluster.links.hang.store(true, Ordering::Relaxed);
+    ada.send(&ClientFrame::Submit(submit_to(100, &["ben"], b"x"))).await;
+    // The others are refused for now, and are owed: 1,000 each.
+    for id in 0..5_u8 {
+        let users: Vec<String> = (0..1000).map(|n| format!("user{id}x{n}")).collect();
+        let users: Vec<&str> = users.iter().map(String::as_str).collect();
+        ada.send(&ClientFrame::Submit(submit_to(id, &users, b"x"))).await;
+    }
+    loop {
+        match ada.next().await {
+            In::Frame(_) => {}
+            other => break assert!(matches!(other, In::Close(3005)), "{other:?}"),
+        }
+    }
+}
+
 /// Sends until the gateway takes no more for a second; how many frames it took.
 async fn taken(client: &mut Client, frames: impl Iterator<Item = Submit>) -> usize {
     let mut count = 0;

@@ -146,27 +146,27 @@ fn owed(lanes: &Lanes) -> usize {
 #[test]
 fn what_is_owed_is_bounded_over_all_recipients() {
     let mut lanes = Lanes::default();
-    for round in 0..3_u32 {
+    for round in 0..5_u32 {
         let users: Vec<String> = (0..1000).map(|n| format!("user{round}x{n}")).collect();
         let users: Vec<&str> = users.iter().map(String::as_str).collect();
         lanes.admit(Time(0), submit(1, 1, &users));
         let batch = lanes.poll_batch().unwrap();
         lanes.on_results(Time(0), batch, Vec::new());
         assert_eq!(finished(&mut lanes).len(), 1);
-        lanes.owe(Time(0), &submit(2, 1, &users));
-        assert_eq!((owed(&lanes), lanes.owed, lanes.recipients.len()), (256, 256, 256));
+        lanes.owe(Time(0), &submit(1, 1, &users));
+        let all = usize::try_from(round + 1).unwrap() * 1000;
+        assert_eq!((owed(&lanes), lanes.owed), (all.min(OWED_ENTRIES_MAX), all.min(OWED_ENTRIES_MAX)));
+        assert_eq!(lanes.owes_too_much(), all > OWED_ENTRIES_MAX, "{all} owed");
     }
-    // Whoever comes then is served all the same, and in order.
-    lanes.admit(Time(1), submit(2, 1, &["ben"]));
-    let batch = lanes.poll_batch().unwrap();
+    let mut lanes = Lanes::default();
+    let users: Vec<String> = (0..OWED_ENTRIES_MAX).map(|n| format!("user{n}")).collect();
+    let users: Vec<&str> = users.iter().map(String::as_str).collect();
+    lanes.owe(Time(0), &submit(1, 1, &users));
     lanes.admit(Time(1), submit(3, 1, &["ben"]));
-    lanes.on_results(Time(1), batch, vec![fates(&[Outcome::Accepted])]);
     let batch = lanes.poll_batch().unwrap();
-    assert_eq!(ids(&batch), vec![vec![3]]);
-    assert_eq!(finished(&mut lanes).len(), 1);
     // What never came again is forgotten for what is owed now.
     lanes.on_results(Time(OWED_MAX.0), batch, vec![fates(&[Outcome::Unknown])]);
-    assert_eq!((owed(&lanes), lanes.owed, lanes.recipients.len()), (1, 1, 1));
+    assert_eq!((owed(&lanes), lanes.owed, lanes.owes_too_much()), (1, 1, false));
     lanes.admit(Time(OWED_MAX.0), submit(4, 1, &["ben"]));
     let done = finished(&mut lanes);
     assert_eq!(done, vec![(3, vec![Outcome::Unknown]), (4, vec![Outcome::NotAttempted])]);
@@ -182,16 +182,19 @@ fn what_one_recipient_is_owed_is_bounded_and_its_first_entries_stay() {
     };
     lanes.admit(Time(0), numbered(0, 1));
     let first = lanes.poll_batch().unwrap();
-    (1..1000).for_each(|n| lanes.admit(Time(0), numbered(n, 1)));
+    let most = u32::try_from(OWED_ENTRIES_MAX).unwrap();
+    (1..most).for_each(|n| lanes.admit(Time(0), numbered(n, 1)));
     lanes.on_results(Time(0), first, vec![fates(&[Outcome::Unknown])]);
-    assert_eq!((owed(&lanes), lanes.owed), (256, 256));
-    lanes.admit(Time(1), numbered(2000, 1));
-    assert_eq!((owed(&lanes), lanes.owed), (256, 256), "an arrival that must wait is not one too many");
-    assert_eq!(finished(&mut lanes).len(), 1001);
+    assert_eq!((owed(&lanes), lanes.owed), (OWED_ENTRIES_MAX, OWED_ENTRIES_MAX));
+    assert!(!lanes.owes_too_much());
     // All of them come again in order, as they do.
-    (0..1000).for_each(|n| lanes.admit(Time(2), numbered(n, 2)));
-    assert!(finished(&mut lanes).is_empty(), "nothing is kept back");
+    (0..most).for_each(|n| lanes.admit(Time(2), numbered(n, 2)));
+    assert_eq!(finished(&mut lanes).len(), OWED_ENTRIES_MAX, "nothing is kept back");
     assert_eq!((owed(&lanes), lanes.owed), (0, 0));
+    lanes.on_results(Time(3), Batch { lists: Vec::new() }, Vec::new());
+    (0..=most).for_each(|n| lanes.owe(Time(3), &numbered(n, 2)));
+    assert!(lanes.owes_too_much(), "one more cannot be kept in order");
+    assert_eq!(owed(&lanes), OWED_ENTRIES_MAX);
 }
 
 #[test]
