@@ -95,9 +95,9 @@ def install():
 
 
 def _commitlog(server):
-    mode = os.environ.get("CHAPPE_DEPS_COMMITLOG") or SHAPE[server.cluster]["commitlog_sync"]
+    mode = os.environ.get("CHAPPE_TEST_DEPS_COMMITLOG") or SHAPE[server.cluster]["commitlog_sync"]
     if mode not in COMMITLOG:
-        raise Refusal(f"CHAPPE_DEPS_COMMITLOG={mode!r}: wanted {' or '.join(COMMITLOG)}", place.USAGE)
+        raise Refusal(f"CHAPPE_TEST_DEPS_COMMITLOG={mode!r}: wanted {' or '.join(COMMITLOG)}", place.USAGE)
     return COMMITLOG[mode]
 
 
@@ -131,7 +131,7 @@ def command(server):
             "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true"]
     argv += [word for what in EXPORTS for word in ("--add-exports", f"{what}=ALL-UNNAMED")]
     argv += [word for what in OPENS for word in ("--add-opens", f"{what}=ALL-UNNAMED")]
-    argv += os.environ.get("CHAPPE_DEPS_JAVA_OPTS", "").split()
+    argv += os.environ.get("CHAPPE_TEST_DEPS_JAVA_OPTS", "").split()
     argv += [
         f"-Dcassandra.config={config.as_uri()}", f"-Dcassandra.storagedir={server.data}",
         f"-Dlogback.configurationFile={place.CONF}/cassandra-logback.xml", f"-Dchappe.log={server.dir}/cassandra.log",

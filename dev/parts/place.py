@@ -1,6 +1,6 @@
 """Where things are: folders, ports, the servers there can be, and what goes wrong.
 
-Everything written lies under one folder, `.deps/` of the checkout (or CHAPPE_DEPS_DIR):
+Everything written lies under one folder, `.deps/` of the checkout (or CHAPPE_TEST_DEPS_DIR):
   installed/<part>-<version>/   complete or absent, never half
   run/<port base>/<server>/     config, data, log and pid file of one server
 """
@@ -34,14 +34,14 @@ def say(line):
 
 
 def port_base():
-    text = os.environ.get("CHAPPE_DEPS_PORT_BASE", "") or str(PORT_BASE_DEFAULT)
+    text = os.environ.get("CHAPPE_TEST_DEPS_PORT_BASE", "") or str(PORT_BASE_DEFAULT)
     if not text.isascii() or not text.isdigit() or not 1024 <= int(text) <= 65535 - PORTS:
-        raise Refusal(f"CHAPPE_DEPS_PORT_BASE={text!r}: wanted a port from 1024 to {65535 - PORTS} ({PORTS} ports from it on are used)", USAGE)
+        raise Refusal(f"CHAPPE_TEST_DEPS_PORT_BASE={text!r}: wanted a port from 1024 to {65535 - PORTS} ({PORTS} ports from it on are used)", USAGE)
     return int(text)
 
 
 def deps_dir():
-    given = os.environ.get("CHAPPE_DEPS_DIR")
+    given = os.environ.get("CHAPPE_TEST_DEPS_DIR")
     return Path(given).resolve() if given else ROOT / ".deps"
 
 

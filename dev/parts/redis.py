@@ -19,7 +19,7 @@ def _home():
 
 def _own():
     """A server that the person wants instead of the pinned one."""
-    given = os.environ.get("CHAPPE_DEPS_REDIS_SERVER")
+    given = os.environ.get("CHAPPE_TEST_DEPS_REDIS_SERVER")
     return Path(given) if given else None
 
 
@@ -105,14 +105,14 @@ def install():
             here = f"{present} is {_version(present)}" if present else "no redis-server on PATH"
             raise Refusal(
                 f"redis: no Redis {VERSION}: {here}; {trouble}\n"
-                "  do: install it, or name another 7.x in CHAPPE_DEPS_REDIS_SERVER=/path/to/redis-server"
+                "  do: install it, or name another 7.x in CHAPPE_TEST_DEPS_REDIS_SERVER=/path/to/redis-server"
             )
 
 
 def check(chosen):
     own = _own()
     if own and not re.match(r"7\.\d", _version(own)):
-        raise Refusal(f"redis: CHAPPE_DEPS_REDIS_SERVER={own}: wanted a Redis 7, it says: {_version(own)}")
+        raise Refusal(f"redis: CHAPPE_TEST_DEPS_REDIS_SERVER={own}: wanted a Redis 7, it says: {_version(own)}")
 
 
 def command(server):
