@@ -19,10 +19,7 @@ use chappe_protocol::world::World;
 use committer::{Committer, Pace, Queued, Write};
 use database::{Opened, Opener, Recipe, Shared};
 use directory::{Content, Directory};
-#[cfg(feature = "testing")]
 pub use file::Layer;
-#[cfg(not(feature = "testing"))]
-use file::Layer;
 use file::{DiskFile, SyncFailed, abort_on_failed_sync};
 use redb::ReadOnlyTable;
 use std::path::Path;

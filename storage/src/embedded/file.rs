@@ -20,7 +20,7 @@ pub(super) fn abort_on_failed_sync() -> SyncFailed {
     })
 }
 
-/// The two files of a store.
+/// The two files of a store; tests bring their own.
 #[derive(Debug, Clone)]
 pub struct Layer {
     /// The pages of the database.
