@@ -41,6 +41,8 @@ const AT_ONCE: usize = 32;
 const CACHE_MIB: usize = 16;
 /// Cursors are written within 5 s of an ack.
 const CURSORS_WRITTEN: Duration = Duration::from_secs(8);
+/// What is remembered of a submit for a minute has been given back by then.
+const FORGOTTEN: Duration = Duration::from_secs(70);
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Variant {
@@ -207,7 +209,7 @@ async fn attach_all(variant: Variant, port: u16, data: &Path, count: usize) {
     tokio::time::sleep(CURSORS_WRITTEN).await;
     ready();
     let _sessions = exchange(sessions, &world, MESSAGE_BYTES).await;
-    tokio::time::sleep(CURSORS_WRITTEN).await;
+    tokio::time::sleep(FORGOTTEN).await;
     ready();
 }
 
