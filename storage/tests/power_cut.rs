@@ -71,6 +71,46 @@ async fn no_accepted_entry_is_lost() {
     }
 }
 
+/// A process is killed between a write and its sync, the next one shows what it finds, and then the power goes: what was
+/// shown is not taken back, and what was answered behind it stays.
+#[tokio::test]
+async fn what_is_shown_after_a_kill_outlives_a_power_cut() {
+    for seed in 0..60 {
+        let disk = SimDisk::empty(seed);
+        let of = partition(1, 0);
+        let mut config = EmbeddedConfig::default();
+        config.journal_bytes_max = if seed % 2 == 0 { 16 << 20 } else { 10_000 };
+        let rows = EmbeddedRows::open_layer(disk.layer(), Clock::new(seed), config).unwrap();
+        append(&rows, of, 0, &[entry(1, 1, 200)]).await.unwrap();
+        drop(rows);
+        // Nothing of what follows is synced: as if each kill came just before a sync.
+        config.sync = false;
+        let rows = EmbeddedRows::open_layer(disk.layer(), Clock::new(seed), config).unwrap();
+        for seq in 2..=5 {
+            append(&rows, of, seq - 1, &[entry(1, seq, 200)]).await.unwrap();
+        }
+        let disk = disk.killed();
+        drop(rows);
+
+        config.sync = true;
+        let rows = EmbeddedRows::open_layer(disk.layer(), Clock::new(seed), config).unwrap();
+        let shown = dense(&rows, 1).await;
+        let shown_then_lost = disk.killed();
+        for seq in shown + 1..=shown + 3 {
+            append(&rows, of, seq - 1, &[entry(1, seq, 200)]).await.unwrap();
+        }
+        let answered_then_lost = disk.killed();
+        drop(rows);
+        for (cut, at_least) in [(shown_then_lost, shown), (answered_then_lost, shown + 3)] {
+            let after = SimDisk::new(cut.image(), seed);
+            let rows = EmbeddedRows::open_layer(after.layer(), Clock::new(seed), EmbeddedConfig::default());
+            let rows = rows.unwrap_or_else(|error| panic!("seed {seed}: {at_least} promised, {error}"));
+            let there = dense(&rows, 1).await;
+            assert!(there >= at_least, "seed {seed}: {at_least} promised, {there} there");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_store_that_does_not_sync_is_caught() {
     let mut caught = 0;

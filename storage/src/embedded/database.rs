@@ -185,6 +185,9 @@ impl Recipe {
         };
         let mut journal = Journal::new(self.guarded(Arc::clone(&layer.journal)), key);
         let batch = replay(&database, &mut journal, batch)?;
+        // A killed process leaves writes behind that it had not synced. They are seen now, so they must not go with the power.
+        self.guarded(Arc::clone(&layer.rows)).sync_data()?;
+        journal.sync()?;
         Ok(Opened { database, incarnation, batch, journal })
     }
 }

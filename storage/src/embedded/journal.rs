@@ -153,6 +153,11 @@ impl Journal {
         Ok(())
     }
 
+    /// Syncs what another process may have left unsynced.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     fn tag(&self, number: u64, bytes: &[u8]) -> [u8; 16] {
         let digest = Sha256::new().chain_update(self.key).chain_update(number.to_be_bytes());
         let digest = digest.chain_update(bytes).finalize();

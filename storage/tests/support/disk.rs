@@ -53,7 +53,7 @@ enum Change {
     Length(usize),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct State {
     /// What the process sees.
     seen: Image,
@@ -96,6 +96,11 @@ impl SimDisk {
     /// An empty disk.
     pub(crate) fn empty(seed: u64) -> Arc<Self> {
         Self::new(Image::default(), seed)
+    }
+
+    /// The disk as a killed process leaves it: all it wrote is seen, and what it did not sync may yet be lost.
+    pub(crate) fn killed(&self) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(self.state().clone())))
     }
 
     /// Its files, as a store opens them.
