@@ -109,7 +109,9 @@ fn tell(gateway: &Gateway, reply: &ProbeReply) {
     for news in &reply.news {
         let mut grew = false;
         for handle in gateway.registry.of(news.mailbox) {
-            if handle.known_head() < news.head {
+            if news.erased {
+                handle.close(CloseCode::UserErased);
+            } else if handle.known_head() < news.head {
                 grew = true;
                 handle.raise_head(news.head);
             }

@@ -6,6 +6,7 @@ mod support;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chappe_protocol::close::CloseCode;
 use chappe_protocol::envelope::{DeviceFilter, Sender, Urgency};
 use chappe_protocol::frame::{ClientFrame, ServerFrame};
 use chappe_protocol::id::{EnvelopeId, GatewayId, MailboxId, Seq, UserId};
@@ -156,4 +157,15 @@ async fn a_whisper_is_heard_by_the_devices_that_it_names() {
     let is_whisper = |event: &In| matches!(event, In::Frame(ServerFrame::Ephemeral { .. }));
     assert!(sees(&mut phone, 5, is_whisper).await);
     assert!(!sees(&mut laptop, 60, is_whisper).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_bells_the_probe_ends_the_session_of_an_erased_user() {
+    let cluster = Cluster::new();
+    let gateway = cluster.gateway(1);
+    let mut ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
+    assert!(!sees(&mut ben, 300, |_| false).await, "long after the attach was noted");
+    cluster.store.erase(&UserId::new("ben").unwrap()).await.unwrap();
+    let ended = In::Close(CloseCode::UserErased.code());
+    assert!(sees(&mut ben, 65, |event| *event == ended).await, "within one probe");
 }

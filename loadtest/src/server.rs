@@ -57,7 +57,12 @@ impl Spawned {
         };
         tokio::time::timeout(START_MAX, tries)
             .await
-            .with_context(|| format!("the server does not accept connections on {}", self.address))?
+            .with_context(|| {
+                format!(
+                    "server_unreachable: nothing accepts connections on {}; if the command listens elsewhere, name it with --server",
+                    self.address
+                )
+            })?
     }
 }
 

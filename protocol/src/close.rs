@@ -42,7 +42,7 @@ close_codes! {
     WriteTimeout = 3003, "write_timeout";
     /// The store cannot be reached.
     StoreUnavailable = 3004, "store_unavailable";
-    /// Too many sessions or handshakes; come back later.
+    /// Too many sessions or handshakes, or this connection left too many submits undecided; come back later.
     Overloaded = 3005, "overloaded";
     /// No Hello within 5 s.
     HelloTimeout = 3006, "hello_timeout";

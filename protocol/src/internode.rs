@@ -192,8 +192,10 @@ pub struct ProbeReply {
 pub struct MailboxNews {
     /// Which.
     pub mailbox: MailboxId,
-    /// Its head.
+    /// Its head; what the gateway knew, if it was erased.
     pub head: Seq,
+    /// Its user was erased: no session of it may go on.
+    pub erased: bool,
     /// Its devices' newest sessions.
     pub devices: Vec<DeviceNews>,
 }

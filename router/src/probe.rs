@@ -84,10 +84,9 @@ async fn answer_from_store(shared: &Arc<Shared>, probe: Probe) -> Result<ProbeRe
 
 /// What there is to tell of a mailbox: its growth, or sessions that may be newer than the gateway's.
 async fn read(shared: Arc<Shared>, mailbox: MailboxId, known: Seq) -> Result<Option<MailboxNews>> {
-    let head = match shared.store.head(mailbox, false).await {
-        // Its sessions are revoked; nobody reads it any more.
-        Ok(Seq::MAX) | Err(StoreError::Erased) => known,
-        Ok(head) => head,
+    let (head, erased) = match shared.store.head(mailbox, false).await {
+        Ok(Seq::MAX) | Err(StoreError::Erased) => (known, true),
+        Ok(head) => (head, false),
         Err(error) => return Err(error),
     };
     let set = shared.store.devices(mailbox).await?;
@@ -101,8 +100,8 @@ async fn read(shared: Arc<Shared>, mailbox: MailboxId, known: Seq) -> Result<Opt
             revoked: d.revoked,
         })
         .collect();
-    let news = head > known || !devices.is_empty();
-    Ok(news.then_some(MailboxNews { mailbox, head, devices }))
+    let news = erased || head > known || !devices.is_empty();
+    Ok(news.then_some(MailboxNews { mailbox, head, erased, devices }))
 }
 
 /// The mailboxes with a pending row since `since`, read now or a few seconds ago; `None`: too many, or too long ago.

@@ -167,6 +167,12 @@ pub async fn pending_names_what_moved<B: Backend>(bench: Bench<B>) {
     assert!(log.pending_since(later).await.unwrap().0.is_empty());
     log.revoke(bench.mailbox, &device("phone")).await.unwrap();
     assert_eq!(log.pending_since(later).await.unwrap().0, [bench.mailbox], "a revocation is news");
+    let user = UserId::new("ben").unwrap();
+    let erased = log.create_user(&user).await.unwrap().mailbox;
+    log.erase(&user).await.unwrap();
+    let mut names = log.pending_since(later).await.unwrap().0;
+    names.retain(|mailbox| *mailbox != bench.mailbox);
+    assert_eq!(names, [erased], "an erasure is news");
     bench.world.advance(Millis(DAY.0 + 120_000));
     log.add_pending(noted).await.unwrap();
     assert_eq!(log.pending_since(start).await.unwrap().0, [noted], "kept for a day");

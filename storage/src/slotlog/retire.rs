@@ -108,6 +108,8 @@ impl<R: Rows> SlotLog<R> {
             self.rows.delete_slots(partition(mailbox, Bucket(bucket))).await?;
         }
         self.rows.delete_devices(mailbox).await?;
+        // Probes look at the mailbox and end the sessions that are still open.
+        self.rows.add_pending(mailbox).await?;
         self.rows.mark_erased(user, mailbox).await
     }
 
