@@ -14,13 +14,14 @@ mod permits;
 pub mod planted;
 pub mod presence;
 mod probe;
+pub mod redis;
 mod rounds;
 mod submit;
 
 pub use config::RouterConfig;
 pub use directory::Directory;
 pub use local::LocalLinks;
-pub use metrics::RouterMetrics;
+pub use metrics::{PresenceMetrics, RouterMetrics};
 
 use chappe_protocol::id::{Bucket, MailboxId};
 use chappe_protocol::internode::{Reply, Request};

@@ -54,6 +54,26 @@ pub struct RouterMetrics {
     pub leases_dropped: IntCounter,
 }
 
+/// The metrics of presence in Redis.
+#[derive(Debug, Clone)]
+pub struct PresenceMetrics {
+    /// `chappe_presence_calls_total{call, outcome}`: calls, by what became of them.
+    pub calls: IntCounterVec,
+    /// `chappe_presence_seconds`: time of a call.
+    pub seconds: Histogram,
+}
+
+impl PresenceMetrics {
+    /// Registers them.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let calls = opts("chappe_presence_calls_total", "Calls of Redis, by what became of them.");
+        let calls = IntCounterVec::new(calls, &["call", "outcome"])?;
+        registry.register(Box::new(calls.clone()))?;
+        let help = "Time of a call of Redis.";
+        Ok(Self { calls, seconds: histogram(registry, "chappe_presence_seconds", help, 0.0001, 2.0, 16)? })
+    }
+}
+
 /// One counter per [`Outcome`].
 #[derive(Debug, Clone)]
 pub struct EntryCounters {

@@ -196,6 +196,7 @@ fn registered() -> BTreeSet<String> {
     let registry = prometheus::Registry::new();
     chappe_router::RouterMetrics::new(&registry).unwrap();
     chappe_gateway::GatewayMetrics::new(&registry).unwrap();
+    chappe_router::PresenceMetrics::new(&registry).unwrap().calls.with_label_values(&["lease", "ok"]).inc();
     let mut names: BTreeSet<String> =
         registry.gather().iter().map(|family| family.name().to_owned()).collect();
     let source = std::fs::read_to_string(root().join("gateway/src/metrics.rs")).unwrap();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test may panic")]
 
 pub mod flaky;
+pub mod gate;
 
 use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, Page, Sender, Slot, SlotBody, Urgency};
