@@ -13,6 +13,8 @@ pub mod faulty;
 pub mod memory;
 #[cfg(feature = "testing")]
 pub mod planted;
+#[cfg(feature = "testing")]
+pub mod quorum;
 pub mod rows;
 pub mod slotlog;
 

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// How long an id is remembered.
 pub(crate) const ID_MS: Millis = Millis::from_secs(2 * 24 * 3600);
 /// How long a pending row is kept.
-const PENDING_MS: u64 = 24 * 3_600_000;
+pub(crate) const PENDING_MS: u64 = 24 * 3_600_000;
 /// Rows past their time that one write removes.
 const REMOVED_PER_WRITE_MAX: usize = 8;
 
@@ -153,7 +153,7 @@ fn hide_payload(row: &mut SlotRow) {
 }
 
 /// A batch that no correct caller sends.
-fn check(batch: &Batch<'_>) -> Result<()> {
+pub(crate) fn check(batch: &Batch<'_>) -> Result<()> {
     let ids: BTreeSet<_> = batch.slots.iter().map(|(_, entry)| entry.envelope_id).collect();
     if ids.len() != batch.slots.len() || ids.is_empty() {
         return Err(StoreError::Invalid("a batch holds at least one slot and no id twice"));

@@ -1,7 +1,8 @@
 //! Defects planted on purpose, so that laws and simulations can prove that they would notice.
 //! **Invariant:** compiled for tests only; nothing is planted unless a test asks for it.
 
-/// One defect. Those of the algorithms go into `LogConfig::planted`, those of the database into `MemoryRows::plant`.
+/// One defect. Those of the algorithms go into `LogConfig::planted`, those of the database into `MemoryRows::plant`
+/// or, where replicas matter, into `QuorumRows::new`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Planted {
     /// Algorithm: ids are compared within the bucket of the append only.
@@ -18,6 +19,8 @@ pub enum Planted {
     HolesSkipped,
     /// Algorithm: a hole is believed at once, without the SERIAL read.
     HolesBelieved,
+    /// Algorithm: a hole is read again by a plain quorum read, and believed if it is still there.
+    HolesReadPlain,
     /// Algorithm: erase deletes the rows without closing the register.
     EraseWithoutSeal,
     /// Algorithm: trim asks no device for its cursor.
@@ -36,4 +39,12 @@ pub enum Planted {
     SessionsGoBack,
     /// Database: the slot goes with its payload's time.
     SlotsExpire,
+    /// Replicas: the commit log is synced now and then.
+    CommitLogPeriodic,
+    /// Replicas: a bucket's slots are deleted with the present time as timestamp, whatever the ballots that wrote them.
+    NaiveDelete,
+    /// Replicas: a coordinator does not finish the accepted proposal of another.
+    UnfinishedForgotten,
+    /// Replicas: TTLs end with what they are for, to the second, though coordinators' clocks differ.
+    TtlWithoutSlack,
 }
