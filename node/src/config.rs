@@ -21,6 +21,16 @@ pub enum ConfigError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file that a setting names cannot be read.
+    #[error("file_unreadable: {key} names {path}: {source}; check the path and its permissions")]
+    File {
+        /// The setting.
+        key: String,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The file is no TOML.
     #[error("config_syntax: {path}: {message}")]
     Syntax {
@@ -54,6 +64,29 @@ impl ConfigError {
     pub fn value(key: &str, message: impl Into<String>) -> Self {
         Self::Value { place: key.into(), message: message.into() }
     }
+}
+
+/// Refuses a number that is out of its bounds.
+pub fn between(key: &str, value: u32, low: u32, high: u32) -> Result<(), ConfigError> {
+    if (low..=high).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::value(key, format!("{value} is not between {low} and {high}")))
+}
+
+/// Reads a file that a setting names, such as a key; its content is in no error.
+pub fn read_file(path: &Path, key: &str) -> Result<Vec<u8>, ConfigError> {
+    std::fs::read(path).map_err(|source| ConfigError::File { key: key.into(), path: path.to_owned(), source })
+}
+
+/// Reads a file that holds one secret as text; white space around it does not count. An empty path is no secret.
+pub fn read_secret(path: &Path, key: &str) -> Result<String, ConfigError> {
+    if path.as_os_str().is_empty() {
+        return Ok(String::new());
+    }
+    let text = String::from_utf8(read_file(path, key)?)
+        .map_err(|_| ConfigError::value(key, format!("{} holds no text", path.display())))?;
+    Ok(text.trim().to_owned())
 }
 
 /// The variables of the process's environment that begin with `CHAPPE_`.

@@ -7,15 +7,18 @@ mod devices;
 pub mod directory;
 mod doorbells;
 mod fanout;
+pub mod janitor;
 pub mod links;
 pub mod local;
 pub mod metrics;
+pub mod operations;
 mod permits;
 pub mod planted;
 pub mod presence;
 mod probe;
 pub mod redis;
 mod rounds;
+pub mod settings;
 mod submit;
 
 pub use config::RouterConfig;

@@ -1,6 +1,5 @@
 //! The command line. **Invariant:** no secret is ever an argument.
 
-use crate::admin::Verb;
 use crate::config::ServeConfig;
 use crate::development::DataDir;
 use crate::serve::Server;
@@ -8,6 +7,7 @@ use anyhow::{Context, Result};
 use chappe_node::clock::SystemWorld;
 use chappe_node::config::{ConfigError, EXIT_BAD_CONFIG};
 use chappe_protocol::world::World;
+use chappe_router::operations::{self, Verb};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -270,7 +270,7 @@ async fn user(command: UserCommand) -> Result<ExitCode> {
     let token = std::fs::read_to_string(&path).with_context(|| {
         format!("cannot read {}; name the server's data directory with --data", path.display())
     })?;
-    crate::admin::call(args.admin, &token, verb, &args.user, device.as_deref()).await?;
+    operations::call(args.admin, &token, verb, &args.user, device.as_deref()).await?;
     println!("done");
     Ok(ExitCode::SUCCESS)
 }

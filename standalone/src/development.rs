@@ -84,7 +84,7 @@ impl DataDir {
             write_private(&self.resume_key(), &key)?;
         }
         if !self.admin_token().exists() {
-            write_private(&self.admin_token(), crate::admin::fresh_token(world).as_bytes())?;
+            write_private(&self.admin_token(), chappe_router::operations::fresh_token(world).as_bytes())?;
         }
         Ok(())
     }

@@ -1,14 +1,12 @@
 //! All roles of Chappe in one process: the product for a newcomer, the cluster for a test.
 //! **Invariant:** nothing here decides what is delivered; it only puts the roles together.
 
-pub mod admin;
 pub mod chat;
 pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod connect;
 pub mod development;
-pub mod janitor;
 pub mod pipe;
 pub mod serve;
 pub mod status;

@@ -1,30 +1,32 @@
 //! `chappe serve`: every role in one process, on the embedded store. **Invariant:** the ports are bound last, and closed first.
 
-use crate::admin::Operations;
 use crate::cluster::Cluster;
-use crate::config::{ServeConfig, TokenAlgorithm};
+use crate::config::ServeConfig;
 use crate::development::DataDir;
-use crate::janitor;
-use anyhow::{Context, Result};
-use chappe_gateway::{Incoming, TlsSource, TokenKey, TokenVerifier};
+use anyhow::Result;
+use chappe_gateway::listen::accepted;
+use chappe_gateway::settings::gateway_config;
+use chappe_gateway::{TlsSource, TokenVerifier};
 use chappe_node::admin::Admin;
 use chappe_node::clock::SystemWorld;
+use chappe_node::config::read_secret;
+use chappe_node::listen::bind;
 use chappe_node::signal::Signals;
 use chappe_node::tls::ReloadingTls;
 use chappe_protocol::id::GatewayId;
 use chappe_protocol::world::World;
-use chappe_router::RouterConfig;
 use chappe_router::links::Links;
+use chappe_router::operations::Operations;
+use chappe_router::{RouterConfig, janitor, operations};
 use chappe_storage::Store;
 use chappe_storage::embedded::{EmbeddedConfig, EmbeddedRows};
-use chappe_storage::slotlog::{LogConfig, SlotLog};
-use futures_util::{Stream, StreamExt, stream};
+use chappe_storage::slotlog::SlotLog;
+use futures_util::StreamExt;
 use prometheus::Registry;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -46,25 +48,17 @@ pub struct Server {
     resume_key: [u8; 32],
 }
 
-/// Hands the gateway what the reloader has.
-struct Tls(Arc<ReloadingTls>);
-
-impl TlsSource for Tls {
-    fn current(&self) -> Arc<rustls::ServerConfig> {
-        self.0.current()
-    }
-}
-
 impl Server {
     /// Opens the data directory, then binds both ports.
     pub async fn open(config: ServeConfig) -> Result<Self> {
         let world: Arc<dyn World> = Arc::new(SystemWorld::new());
         let data = DataDir::new(&config.data);
         data.prepare(world.as_ref())?;
-        let tls = open_tls(&config, &data)?;
-        let verifier = Arc::new(open_verifier(&config, &data)?);
+        let (certificate, key) = (data.certificate(), data.certificate_key());
+        let tls = config.tls.open(Some((&certificate, &key)))?;
+        let verifier = Arc::new(config.token.open(Some(&data.token_public()))?);
         let resume_key = data.read_resume_key()?;
-        let token = read_text(&data.admin_token())?;
+        let token = read_secret(&data.admin_token(), "data")?;
         let store = open_store(&config, &data, &world)?;
         let registry = Registry::new();
         let cluster = Cluster::new(Arc::clone(&world), Arc::clone(&store), &registry, |local| local)?;
@@ -98,7 +92,7 @@ impl Server {
         let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
         let ended = CancellationToken::new();
         let (ready, ready_watch) = tokio::sync::watch::channel(true);
-        let handler = crate::admin::handler(self.operations);
+        let handler = operations::handler(self.operations);
         let admin = Admin { registry: self.registry.clone(), ready: ready_watch, handler: Some(handler) };
         background.spawn(chappe_node::admin::serve(self.admin, admin, ended.clone(), background.clone()));
         background.spawn(janitor::run(
@@ -110,8 +104,14 @@ impl Server {
             let (reload, ended) = (signals.reload.clone(), ended.clone());
             background.spawn(async move { tls.watch(reload, ended).await });
         }
-        let config = self.config.gateway(GatewayId::random(self.world.as_ref()), self.resume_key);
-        let tls = self.tls.map(|tls| Arc::new(Tls(tls)) as Arc<dyn TlsSource>);
+        let config = gateway_config(
+            GatewayId::random(self.world.as_ref()),
+            self.resume_key,
+            &self.config.limits,
+            &self.config.drain,
+            &self.config.origins,
+        );
+        let tls = self.tls.map(|tls| tls as Arc<dyn TlsSource>);
         let budget = config.drain.budget.to_std() + CLOSING;
         let (cluster, stop) = (self.cluster.clone(), signals.stop.clone());
         let (clients, verifier) = (self.clients, self.verifier);
@@ -131,27 +131,12 @@ impl Server {
     }
 }
 
-/// The listener as a stream of sockets without Nagle's delay.
-fn accepted(listener: TcpListener) -> impl Stream<Item = std::io::Result<Incoming<TcpStream>>> + Send {
-    stream::unfold(listener, |listener| async move {
-        let accepted = listener.accept().await.and_then(|(io, peer)| {
-            io.set_nodelay(true)?;
-            Ok(Incoming { io, peer })
-        });
-        Some((accepted, listener))
-    })
-}
-
 fn open_store(config: &ServeConfig, data: &DataDir, world: &Arc<dyn World>) -> Result<Arc<dyn Store>> {
     let mut embedded = EmbeddedConfig::default();
     embedded.cache_bytes = config.store.cache_bytes();
     let rows = EmbeddedRows::open(&data.store(), Arc::clone(world), embedded)
         .map_err(|error| anyhow::anyhow!("{}: {error}", error.code()))?;
-    let log = LogConfig {
-        slots_max: u64::from(config.quota.slots_max),
-        bytes_max: config.quota.bytes_max,
-        ..LogConfig::default()
-    };
+    let log = config.quota.log();
     Ok(Arc::new(SlotLog::new(Arc::new(rows), Arc::clone(world), log)))
 }
 
@@ -162,55 +147,4 @@ fn router_config(config: &ServeConfig) -> RouterConfig {
         lists_max: usize::try_from(config.limits.targets_max).unwrap_or(usize::MAX),
         ..RouterConfig::default()
     }
-}
-
-fn open_tls(config: &ServeConfig, data: &DataDir) -> Result<Option<Arc<ReloadingTls>>> {
-    if config.tls.off {
-        return Ok(None);
-    }
-    let given = !config.tls.certificate.as_os_str().is_empty();
-    let (certificate, key) = if given {
-        (config.tls.certificate.clone(), config.tls.key.clone())
-    } else {
-        (data.certificate(), data.certificate_key())
-    };
-    Ok(Some(Arc::new(ReloadingTls::load(&certificate, &key)?)))
-}
-
-fn open_verifier(config: &ServeConfig, data: &DataDir) -> Result<TokenVerifier> {
-    let given = !config.token.key.as_os_str().is_empty();
-    let path = if given { config.token.key.clone() } else { data.token_public() };
-    let bytes = std::fs::read(&path)
-        .with_context(|| format!("token_key_unreadable: cannot read {}", path.display()))?;
-    let key = match config.token.algorithm {
-        TokenAlgorithm::EdDsa => TokenKey::EdDsa { public_pem: bytes },
-        TokenAlgorithm::Hs256 => TokenKey::Hs256 { secret: bytes },
-    };
-    let mut verifier =
-        TokenVerifier::new(&key).with_context(|| format!("token_key_unusable: {}", path.display()))?;
-    if !config.token.issuer.is_empty() {
-        verifier = verifier.issued_by(&config.token.issuer);
-    }
-    if !config.token.audience.is_empty() {
-        verifier = verifier.for_audience(&config.token.audience);
-    }
-    Ok(verifier)
-}
-
-fn read_text(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(text.trim().to_owned())
-}
-
-async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
-        let hint = if error.kind() == std::io::ErrorKind::AddrInUse {
-            format!(
-                "port_in_use: {address} is taken; end the other process or choose another with --{setting}"
-            )
-        } else {
-            format!("port_unusable: {address} cannot be bound; choose another with --{setting}")
-        };
-        anyhow::Error::new(error).context(hint)
-    })
 }

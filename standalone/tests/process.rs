@@ -107,7 +107,7 @@ fn damaged_data_and_unreadable_keys_are_told() {
     std::fs::remove_file(&key).unwrap();
     let (code, text) = refused(&place, &["--config", &config]);
     assert_eq!(code, Some(1));
-    assert!(text.contains("token_key_unreadable"), "{text}");
+    assert!(text.contains("file_unreadable"), "{text}");
 
     let store = place.data().store();
     let largest = std::fs::read_dir(&store)

@@ -1,5 +1,6 @@
-//! The operators' calls on the admin port, and their caller. **Invariant:** without the data directory's admin token nothing changes.
+//! The operators' calls on the admin port, and their caller. **Invariant:** without the admin token nothing changes.
 
+use crate::links::Links;
 use anyhow::{Context, Result, bail};
 use base64::Engine as _;
 use bytes::Bytes;
@@ -7,7 +8,6 @@ use chappe_node::admin::{AdminCall, AdminHandler, AdminReply, StatusCode};
 use chappe_protocol::id::{DeviceId, UserId};
 use chappe_protocol::internode::{Attached, DeviceNews, Request};
 use chappe_protocol::time::Millis;
-use chappe_router::links::Links;
 use chappe_storage::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ pub struct Operations {
     pub store: Arc<dyn Store>,
     /// For doorbells to the sessions of a revoked device.
     pub links: Arc<dyn Links>,
-    /// The secret of the data directory.
+    /// The admin token; never empty.
     pub token: String,
 }
 
@@ -81,8 +81,7 @@ impl Operations {
         let given = call.bearer.as_deref().unwrap_or_default();
         if aws_lc_rs::constant_time::verify_slices_are_equal(given.as_bytes(), self.token.as_bytes()).is_err()
         {
-            let message =
-                "send `Authorization: Bearer` with the content of admin.token in the data directory";
+            let message = "send `Authorization: Bearer` with the content of the admin token's file";
             return reply(StatusCode::UNAUTHORIZED, "admin_token", message);
         }
         if call.method != chappe_node::admin::Method::POST {
