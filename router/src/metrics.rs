@@ -66,11 +66,13 @@ pub struct PresenceMetrics {
 impl PresenceMetrics {
     /// Registers them.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let calls = opts("chappe_presence_calls_total", "Calls of Redis, by what became of them.");
+        let calls = Opts::new("chappe_presence_calls_total", "Calls of Redis, by what became of them.");
         let calls = IntCounterVec::new(calls, &["call", "outcome"])?;
         registry.register(Box::new(calls.clone()))?;
-        let help = "Time of a call of Redis.";
-        Ok(Self { calls, seconds: histogram(registry, "chappe_presence_seconds", help, 0.0001, 2.0, 16)? })
+        let seconds = HistogramOpts::new("chappe_presence_seconds", "Time of a call of Redis.");
+        let seconds = Histogram::with_opts(seconds.buckets(exponential_buckets(0.0001, 2.0, 16)?))?;
+        registry.register(Box::new(seconds.clone()))?;
+        Ok(Self { calls, seconds })
     }
 }
 

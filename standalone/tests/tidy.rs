@@ -111,8 +111,8 @@ fn the_arrows_between_crates_are_those_of_the_house() {
     let allowed: BTreeMap<&str, &[&str]> = BTreeMap::from([
         ("protocol", &[][..]),
         ("storage", &["protocol"]),
-        ("router", &["protocol", "storage"]),
-        ("gateway", &["protocol", "storage", "router"]),
+        ("router", &["protocol", "storage", "node"]),
+        ("gateway", &["protocol", "storage", "router", "node"]),
         ("client", &["protocol"]),
         ("node", &["protocol"]),
         ("loadtest", &["protocol", "client", "node"]),
