@@ -16,6 +16,7 @@ pub mod planted;
 #[cfg(feature = "testing")]
 pub mod quorum;
 pub mod rows;
+pub mod scylla;
 pub mod slotlog;
 
 use async_trait::async_trait;
