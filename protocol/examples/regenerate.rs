@@ -19,7 +19,9 @@ mod vectors;
 use std::fs;
 
 fn main() -> std::io::Result<()> {
-    fs::write(generate::wire_types_path(), generate::wire_types())?;
+    for schema in generate::SCHEMAS {
+        fs::write(schema.types_path(), schema.types())?;
+    }
     fs::create_dir_all(vectors::dir())?;
     for case in vectors::cases() {
         fs::write(vectors::dir().join(format!("{}.txt", case.name)), vectors::text(&case))?;

@@ -3,7 +3,7 @@
 mod decode;
 mod deliver;
 mod encode;
-mod shape;
+pub(crate) mod shape;
 
 use crate::close::ErrorFrame;
 use crate::envelope::{DeviceFilter, Sender, Urgency};

@@ -75,6 +75,25 @@ id128! {
     CursorTag
 }
 
+id128! {
+    /// Names a cluster: everything that shares one store. Two clusters on one bus by mistake tell each other apart by it.
+    ClusterId
+}
+id128! {
+    /// Follows one request through the logs of gateways and routers; names nobody.
+    TraceId
+}
+
+impl ClusterId {
+    /// The id that a name stands for: the first 128 bits of SHA-256("chappe cluster" ‖ 0 ‖ name).
+    pub fn of_name(name: &str) -> Self {
+        let digest = Sha256::new().chain_update("chappe cluster\0").chain_update(name).finalize();
+        let mut id = [0; 16];
+        id.copy_from_slice(&digest[..16]);
+        Self(id)
+    }
+}
+
 impl ConnectionId {
     /// A fresh id that grows with time: 48 bits of wall clock in milliseconds (RFC 9562 §5.7 has the same layout), then 80
     /// random bits. Of two attaches that came to the same epoch the later socket wins, as far as the gateways' clocks agree.

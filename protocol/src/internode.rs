@@ -1,8 +1,12 @@
 //! The only words between nodes: requests of gateways to routers, doorbells of routers to gateways.
 //! **Invariant:** no user name in any of them but the stamped sender, which travels with the envelope.
 
+mod decode;
+mod encode;
+
 use crate::envelope::{DeviceFilter, Sender, Slot, Urgency};
-use crate::id::{Bucket, ConnectionId, DeviceId, EnvelopeId, Epoch, MailboxId, Seq, SubmitId};
+use crate::frame::FrameError;
+use crate::id::{Bucket, ConnectionId, DeviceId, EnvelopeId, Epoch, MailboxId, Seq, SubmitId, TraceId};
 use crate::time::{Millis, UnixMillis};
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -259,4 +263,104 @@ pub enum Ring {
 impl Doorbell {
     /// Larger payloads are read from the store.
     pub const PAYLOAD_BYTES_MAX: usize = 4096;
+}
+
+/// Nodes of another major version do not understand each other.
+pub const VERSION_MAJOR: u32 = 1;
+/// Grows with fields that older nodes may ignore.
+pub const VERSION_MINOR: u32 = 0;
+
+/// Mailboxes of one message, and payloads of one.
+pub const LISTS_MAX: usize = 4096;
+/// Entries of one list.
+pub const ENTRIES_MAX: usize = 1024;
+/// Devices of one list.
+pub const DEVICES_MAX: usize = 1024;
+
+/// What stands on every request beside the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// Time left for the whole request when it was sent. A submit's own budget is set from it.
+    pub budget: Millis,
+    /// The same in every log line about the request; zero if the sender gave none.
+    pub trace: TraceId,
+}
+
+/// What comes back for a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// A router took it.
+    Reply(Reply),
+    /// This router did not: certainly nothing was done.
+    Refused(Refusal),
+}
+
+/// Why a router did not take a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Its bytes are no request, or a bound was exceeded: asking again does not help.
+    #[error("the router could not read the request")]
+    Invalid,
+    /// The router ends: ask another.
+    #[error("the router is ending")]
+    Draining,
+    /// Its budget was used up before the router read it.
+    #[error("the request was too old when the router read it")]
+    Stale,
+    /// It is of another cluster: two clusters share one bus by mistake.
+    #[error("the router is of another cluster")]
+    Foreign,
+    /// It is of another major version.
+    #[error("the router speaks another version")]
+    Version,
+}
+
+/// Whether a router takes requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouterState {
+    /// It does.
+    Live,
+    /// It finishes what it has and what still arrives.
+    Draining,
+    /// It answers nothing any more.
+    Gone,
+}
+
+/// A router says that it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Announcement {
+    /// Its name on the bus: random per process.
+    pub router: u64,
+    /// Whether it takes requests.
+    pub state: RouterState,
+}
+
+/// Why bytes from another node are of no use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InternodeError {
+    /// They are of another cluster.
+    #[error("the message is of another cluster")]
+    Foreign,
+    /// They are of another major version, this one.
+    #[error("the message is of version {0}, this node speaks version {VERSION_MAJOR}")]
+    Version(u32),
+    /// Not protobuf.
+    #[error("the bytes are no message between nodes")]
+    Garbage,
+    /// A kind that this version does not know.
+    #[error("a message of a kind that this version does not know")]
+    UnknownKind,
+    /// A field is missing or out of its bounds; names the field.
+    #[error("field {0} is missing or out of bounds")]
+    Field(&'static str),
+}
+
+impl From<FrameError> for InternodeError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Garbage => Self::Garbage,
+            FrameError::UnknownFrame => Self::UnknownKind,
+            FrameError::Field(name) => Self::Field(name),
+        }
+    }
 }

@@ -5,19 +5,19 @@ use super::{DEVICES_MAX, ENDPOINTS_MAX, FrameError, RESULTS_MAX, TARGETS_HARD_MA
 
 /// A length-delimited field that is counted.
 #[derive(Debug)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     /// Its number in the message.
-    field: u64,
+    pub(crate) field: u64,
     /// Its name in errors.
-    name: &'static str,
+    pub(crate) name: &'static str,
     /// How often it may stand in one message.
-    max: usize,
+    pub(crate) max: usize,
     /// What is counted inside of it.
-    inner: &'static [Self],
+    pub(crate) inner: &'static [Self],
 }
 
 /// The most fields that one message has counted.
-const COUNTED_MAX: usize = 2;
+const COUNTED_MAX: usize = 4;
 
 const DEVICES: &[Shape] = &[Shape { field: 1, name: "devices", max: DEVICES_MAX, inner: &[] }];
 
@@ -62,7 +62,7 @@ pub(super) const SERVER: &[Shape] = &[
 ];
 
 /// Walks one message. `Garbage` where the bytes are no message; `Field` where a count is exceeded.
-pub(super) fn check(mut bytes: &[u8], shapes: &[Shape]) -> Result<(), FrameError> {
+pub(crate) fn check(mut bytes: &[u8], shapes: &[Shape]) -> Result<(), FrameError> {
     debug_assert!(shapes.len() <= COUNTED_MAX, "raise COUNTED_MAX");
     let mut counts = [0_usize; COUNTED_MAX];
     while !bytes.is_empty() {

@@ -3,6 +3,7 @@
 
 mod document;
 mod generate;
+mod internode;
 mod properties;
 mod samples;
 mod vectors;
@@ -12,11 +13,13 @@ use std::fs;
 
 #[test]
 fn the_generated_types_are_those_of_the_schema() {
-    let checked_in = fs::read_to_string(generate::wire_types_path()).unwrap();
-    assert!(
-        checked_in == generate::wire_types(),
-        "the schema has changed: run `cargo run -p chappe-protocol --example regenerate`"
-    );
+    for schema in generate::SCHEMAS {
+        let checked_in = fs::read_to_string(schema.types_path()).unwrap();
+        assert!(
+            checked_in == schema.types(),
+            "the schema has changed: run `cargo run -p chappe-protocol --example regenerate`"
+        );
+    }
 }
 
 #[test]
