@@ -12,6 +12,7 @@ pub mod links;
 pub mod local;
 pub mod metrics;
 pub mod operations;
+pub mod nats;
 mod permits;
 pub mod planted;
 pub mod presence;

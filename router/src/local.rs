@@ -78,7 +78,7 @@ impl LocalLinks {
 }
 
 /// Mixes a router's name with a mailbox (the finalizer of MurmurHash3, over both halves).
-fn weight(name: u64, mailbox: MailboxId) -> u64 {
+pub(crate) fn weight(name: u64, mailbox: MailboxId) -> u64 {
     let id = u128::from_be_bytes(*mailbox.as_bytes());
     let halves = [(id >> 64) & u128::from(u64::MAX), id & u128::from(u64::MAX)];
     halves.into_iter().fold(mix(name ^ 0x9e37_79b9_7f4a_7c15), |sum, half| {

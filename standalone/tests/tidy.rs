@@ -195,6 +195,7 @@ fn every_frame_is_documented() {
 fn registered() -> BTreeSet<String> {
     let registry = prometheus::Registry::new();
     chappe_router::RouterMetrics::new(&registry).unwrap();
+    chappe_router::nats::BusMetrics::new(&registry).unwrap();
     chappe_gateway::GatewayMetrics::new(&registry).unwrap();
     chappe_router::PresenceMetrics::new(&registry).unwrap().calls.with_label_values(&["lease", "ok"]).inc();
     let mut names: BTreeSet<String> =

@@ -1,0 +1,79 @@
+//! The subjects of a cluster. **Invariant:** no user, no device and no mailbox stands in any of them.
+//!
+//! | subject | who sends | who hears |
+//! |---|---|---|
+//! | `chappe.<cluster>.router.<name>.ask` | gateways | that router: requests |
+//! | `chappe.<cluster>.router.<name>.beat` | that router | itself: how long messages wait |
+//! | `chappe.<cluster>.ask` | gateways that know no router | one router of the queue group |
+//! | `chappe.<cluster>.up` | routers | gateways: announcements |
+//! | `chappe.<cluster>.who` | a gateway that has just come | routers: announce yourselves |
+//! | `chappe.<cluster>.bell.<gateway>` | routers | that gateway: doorbells |
+//! | `chappe.<cluster>.reply.<random>.<n>` | the router that was asked | the gateway that asked |
+
+use chappe_protocol::id::GatewayId;
+
+/// The queue group of routers.
+pub(crate) const QUEUE_GROUP: &str = "routers";
+
+/// Makes the subjects of one cluster.
+#[derive(Debug, Clone)]
+pub(crate) struct Subjects {
+    prefix: String,
+}
+
+impl Subjects {
+    /// `None`: the name has not 1 to 32 characters of `[a-z0-9-]`.
+    pub(crate) fn new(cluster_name: &str) -> Option<Self> {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        let good = !cluster_name.is_empty() && cluster_name.len() <= 32 && cluster_name.bytes().all(allowed);
+        good.then(|| Self { prefix: format!("chappe.{cluster_name}") })
+    }
+
+    pub(crate) fn any_router(&self) -> String {
+        format!("{}.ask", self.prefix)
+    }
+
+    pub(crate) fn ask(&self, router: u64) -> String {
+        format!("{}.router.{router:016x}.ask", self.prefix)
+    }
+
+    pub(crate) fn beat(&self, router: u64) -> String {
+        format!("{}.router.{router:016x}.beat", self.prefix)
+    }
+
+    /// Requests and beats of a router, in one subscription, so that their order is kept.
+    pub(crate) fn router(&self, router: u64) -> String {
+        format!("{}.router.{router:016x}.*", self.prefix)
+    }
+
+    pub(crate) fn announcements(&self) -> String {
+        format!("{}.up", self.prefix)
+    }
+
+    pub(crate) fn who(&self) -> String {
+        format!("{}.who", self.prefix)
+    }
+
+    pub(crate) fn bells(&self, gateway: GatewayId) -> String {
+        format!("{}.bell.{gateway}", self.prefix)
+    }
+
+    pub(crate) fn inbox(&self) -> String {
+        format!("{}.reply", self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Subjects;
+
+    #[test]
+    fn a_cluster_name_is_one_token_of_a_subject() {
+        for good in ["a", "chappe-eu-1", &"x".repeat(32)] {
+            assert!(Subjects::new(good).is_some(), "{good}");
+        }
+        for bad in ["", "a.b", "a*", ">", "A", "a b", "ä", &"x".repeat(33)] {
+            assert!(Subjects::new(bad).is_none(), "{bad}");
+        }
+    }
+}
