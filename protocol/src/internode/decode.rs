@@ -246,6 +246,7 @@ fn mailbox_news(news: &wire::MailboxNews) -> Result<MailboxNews> {
         mailbox: mailbox(&news.mailbox)?,
         head: Seq(news.head),
         devices: news.devices.iter().map(device_news).collect::<Result<_>>()?,
+        erased: news.erased,
     })
 }
 

@@ -205,6 +205,7 @@ fn mailbox_news(news: &MailboxNews) -> wire::MailboxNews {
         mailbox: id(&news.mailbox.0),
         head: news.head.0,
         devices: news.devices.iter().map(device_news).collect(),
+        erased: news.erased,
     }
 }
 

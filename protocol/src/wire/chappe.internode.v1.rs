@@ -282,6 +282,9 @@ pub struct MailboxNews {
     pub head: u64,
     #[prost(message, repeated, tag = "3")]
     pub devices: ::prost::alloc::vec::Vec<DeviceNews>,
+    /// The mailbox is erased: all its sessions end.
+    #[prost(bool, tag = "4")]
+    pub erased: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]

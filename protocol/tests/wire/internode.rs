@@ -153,11 +153,14 @@ fn answer() -> impl Strategy<Value = Answer> {
     let list = (id(), option::of(any::<u64>()), vec(result, 0..4)).prop_map(|(mailbox, head, results)| {
         ListReply { mailbox: MailboxId(mailbox), head_bucket: head.map(Bucket), results }
     });
-    let mailbox = (id(), any::<u64>(), vec(news(), 0..4)).prop_map(|(mailbox, head, devices)| MailboxNews {
-        mailbox: MailboxId(mailbox),
-        head: Seq(head),
-        devices,
-    });
+    let mailbox = (id(), any::<u64>(), vec(news(), 0..4), any::<bool>()).prop_map(
+        |(mailbox, head, devices, erased)| MailboxNews {
+            mailbox: MailboxId(mailbox),
+            head: Seq(head),
+            devices,
+            erased,
+        },
+    );
     let probe = (any::<u64>(), vec(mailbox, 0..4))
         .prop_map(|(as_of, news)| Reply::Probe(ProbeReply { as_of: UnixMillis(as_of), news }));
     prop_oneof![
