@@ -24,14 +24,21 @@ pub use log::*;
 pub use retention::*;
 pub use rows::*;
 
-/// Runs every law on a backend, each as a test of its own, on paused time; with `seeds`, in as many worlds.
+/// Runs every law on a backend, each as a test of its own, on paused time; with `seeds`, in as many worlds; `real`: on the
+/// machine's time, for backends that are servers.
 #[macro_export]
 macro_rules! conformance {
     ($backend:ty) => {
         $crate::conformance! { $backend, seeds: 7..8 }
     };
     ($backend:ty, seeds: $seeds:expr) => {
-        $crate::conformance! { @ $backend, $seeds;
+        $crate::conformance! { $backend, seeds: $seeds, runtime: (start_paused = true) }
+    };
+    ($backend:ty, real) => {
+        $crate::conformance! { $backend, seeds: 7..8, runtime: (flavor = "current_thread") }
+    };
+    ($backend:ty, seeds: $seeds:expr, runtime: $runtime:tt) => {
+        $crate::conformance! { @ $backend, $seeds, $runtime;
             // log
             the_log_is_dense, a_batch_is_split_at_edges_in_order, slots_keep_every_field, pages_are_bounded,
             two_routers_cross_an_edge, many_appenders_are_dense_and_once, a_cold_head_is_found_in_few_reads,
@@ -58,9 +65,9 @@ macro_rules! conformance {
             a_slot_that_is_there_is_not_lost,
         }
     };
-    (@ $backend:ty, $seeds:expr; $($law:ident),+ $(,)?) => {
+    (@ $backend:ty, $seeds:expr, $runtime:tt; $($law:ident),+ $(,)?) => {
         $(
-            #[tokio::test(start_paused = true)]
+            #[tokio::test $runtime]
             async fn $law() {
                 for seed in $seeds {
                     // Seen when the test fails.

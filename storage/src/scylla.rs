@@ -30,13 +30,14 @@ use chappe_protocol::id::{
 use chappe_protocol::time::UnixMillis;
 use chappe_protocol::world::World;
 use clock::Clock;
-use coalesce::{Coalesce, Unsent};
+use coalesce::Coalesce;
 pub use config::{Credentials, ScyllaConfig, UrlError};
 pub use connect::{ConnectError, Durability};
 use database::Database;
 use statements::{Profiles, Statements};
 pub use stats::ScyllaStats;
 use std::sync::Arc;
+use tokio::sync::SemaphorePermit;
 
 /// A page: partition, behind which slot, rows, bytes.
 type PageKey = (Partition, Seq, usize, usize);
@@ -44,7 +45,7 @@ type DeviceRows = (u64, Vec<(Device, UnixMillis)>);
 
 /// The rows in a CQL database; any number of processes may use it at once.
 pub struct ScyllaRows {
-    database: Arc<Database>,
+    database: Database,
     heads: Coalesce<Partition, Option<Head>>,
     pages: Coalesce<PageKey, Vec<SlotRow>>,
     devices: Coalesce<MailboxId, DeviceRows>,
@@ -74,7 +75,7 @@ impl ScyllaRows {
             return Err(ConnectError::Database("it does not tell its clock".into()));
         }
         Ok(Self {
-            database: Arc::new(database),
+            database,
             heads: Coalesce::new(),
             pages: Coalesce::new(),
             devices: Coalesce::new(),
@@ -94,35 +95,29 @@ impl ScyllaRows {
     }
 
     /// One statement for all who ask for the same before it is sent.
-    async fn once<K, V, F>(
-        &self,
+    async fn once<'a, K, V, F>(
+        &'a self,
         table: &Coalesce<K, V>,
         key: &K,
-        read: impl FnOnce(Unsent<K, V>) -> F,
+        read: impl FnOnce(SemaphorePermit<'a>) -> F,
     ) -> Result<V>
     where
-        K: Ord + Clone + Send + 'static,
-        V: Clone + Send + Sync + 'static,
-        F: Future<Output = Result<V>> + Send + 'static,
+        K: Ord + Clone,
+        V: Clone,
+        F: Future<Output = Result<V>>,
     {
-        let (reading, joined) = table.read(key, read);
+        let (answer, joined) = table.read(key, self.database.place(), read).await;
         if joined {
             self.database.joined();
         }
-        reading.await
+        answer
     }
 }
 
 #[async_trait]
 impl Rows for ScyllaRows {
     async fn head(&self, partition: Partition) -> Result<Option<Head>> {
-        let database = Arc::clone(&self.database);
-        let read = |unsent| async move {
-            let place = database.place().await?;
-            drop(unsent);
-            database.head(place, partition).await
-        };
-        self.once(&self.heads, &partition, read).await
+        self.once(&self.heads, &partition, |place| self.database.head(place, partition)).await
     }
 
     async fn compare_and_append(&self, partition: Partition, batch: Batch<'_>) -> Result<Applied> {
@@ -151,12 +146,7 @@ impl Rows for ScyllaRows {
             let place = self.database.place().await?;
             return self.database.slots(place, partition, after, limits, true).await;
         }
-        let database = Arc::clone(&self.database);
-        let read = |unsent| async move {
-            let place = database.place().await?;
-            drop(unsent);
-            database.slots(place, partition, after, limits, false).await
-        };
+        let read = |place| self.database.slots(place, partition, after, limits, false);
         self.once(&self.pages, &(partition, after, rows_max, bytes_max), read).await
     }
 
@@ -193,11 +183,7 @@ impl Rows for ScyllaRows {
     }
 
     async fn devices(&self, mailbox: MailboxId) -> Result<(u64, Vec<(Device, UnixMillis)>)> {
-        let database = Arc::clone(&self.database);
-        let read = |unsent| async move {
-            drop(unsent);
-            database.devices(mailbox).await
-        };
+        let read = |place| self.database.devices(place, mailbox);
         self.once(&self.devices, &mailbox, read).await
     }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 /// A database under test.
 #[async_trait]
-pub trait Backend: Sized + Send {
+pub trait Backend: Sized + Send + Sync {
     /// Its rows.
     type Rows: Rows;
 
@@ -36,6 +36,16 @@ pub trait Backend: Sized + Send {
     fn fails() -> bool {
         false
     }
+
+    /// For a backend whose benches share one database: a number that no other bench of it has, from 1 on. Each such bench
+    /// has mailboxes, users, payloads, randomness and a year of its own. 0: this bench is alone.
+    fn bench_number() -> u64 {
+        0
+    }
+
+    /// So much time has passed for the rows of this mailbox and for this payload: removes what has ended meanwhile.
+    /// Databases that look at the world's clock have nothing to do.
+    async fn elapse(&self, _mailbox: MailboxId, _payload: PayloadId, _by: Millis) {}
 }
 
 /// A backend on the bench, with one mailbox to work with.
@@ -46,7 +56,20 @@ pub struct Bench<B: Backend> {
     pub mailbox: MailboxId,
     /// A defect of the logs over it.
     pub planted: Option<Planted>,
+    number: u64,
     backend: B,
+}
+
+/// 1990-01-01.
+const BENCHES_BEGIN: UnixMillis = UnixMillis(631_152_000_000);
+
+/// The byte 16 times, or before the bench's number.
+fn id16(byte: u8, number: u64) -> [u8; 16] {
+    let mut id = [byte; 16];
+    if number > 0 {
+        id[8..].copy_from_slice(&number.to_be_bytes());
+    }
+    id
 }
 
 /// Days to milliseconds.
@@ -60,10 +83,38 @@ impl<B: Backend> Bench<B> {
 
     /// A fresh backend in a world of its own.
     pub async fn open_seeded(seed: u64) -> Self {
-        let world = Arc::new(TestWorld::new(seed));
+        let number = B::bench_number();
+        let world = Arc::new(TestWorld::new(seed ^ (number << 32)));
+        if number > 0 {
+            // Long ago, so that no timestamp of these days lies ahead of a real database's; 100 days for each bench.
+            world.set_wall(UnixMillis(BENCHES_BEGIN.0 + number * 100 * DAY.0));
+        }
         let backend = B::open(world.clone()).await;
-        let mailbox = MailboxId([0x11; 16]);
-        Self { world, mailbox, planted: None, backend }
+        Self { world, mailbox: MailboxId(id16(0x11, number)), planted: None, number, backend }
+    }
+
+    /// So much time passes.
+    pub async fn elapse(&self, by: Millis) {
+        self.world.advance(by);
+        self.backend.elapse(self.mailbox, self.payload(), by).await;
+    }
+
+    /// Another mailbox; those of lesser numbers stand before it, the bench's own behind it.
+    pub fn other(&self, n: u8) -> MailboxId {
+        MailboxId(id16(n, self.number))
+    }
+
+    /// A shared payload's id.
+    pub fn payload(&self) -> PayloadId {
+        PayloadId(id16(5, self.number))
+    }
+
+    /// A user.
+    pub fn user(&self, name: &str) -> UserId {
+        match self.number {
+            0 => UserId::new(name).unwrap(),
+            number => UserId::new(&format!("{name} {number}")).unwrap(),
+        }
     }
 
     /// The rows.
@@ -85,9 +136,8 @@ impl<B: Backend> Bench<B> {
 
     /// The process ends and starts again.
     pub async fn reopen(self) -> Self {
-        let Self { world, mailbox, planted, backend } = self;
-        let backend = backend.reopen(world.clone()).await;
-        Self { world, mailbox, planted, backend }
+        let backend = self.backend.reopen(self.world.clone()).await;
+        Self { backend, ..self }
     }
 
     /// The wall clock.

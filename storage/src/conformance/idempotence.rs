@@ -99,7 +99,7 @@ pub async fn the_same_id_twice_is_one_slot<B: Backend>(bench: Bench<B>) {
 pub async fn an_id_lives_two_days<B: Backend>(bench: Bench<B>) {
     let log = bench.log();
     bench.fill(&log, 1..=6).await;
-    bench.world.advance(Millis(2 * DAY.0 - 60_000));
+    bench.elapse(Millis(2 * DAY.0 - 60_000)).await;
     bench.fill(&log, 7..=9).await;
     for log in [log, bench.log()] {
         for n in [1, 5, 7] {
@@ -114,10 +114,10 @@ pub async fn an_id_lives_two_days<B: Backend>(bench: Bench<B>) {
 pub async fn the_look_back_is_bounded<B: Backend>(bench: Bench<B>) {
     let log = bench.log();
     bench.fill(&log, 1..=41).await;
-    bench.world.advance(Millis(2 * DAY.0 + 1));
+    bench.elapse(Millis(2 * DAY.0 + 1)).await;
     // Bucket 10 was opened long ago, but this stands in it.
     bench.fill(&log, 42..=49).await;
-    bench.world.advance(DAY);
+    bench.elapse(DAY).await;
     let cold = bench.log();
     let retry = cold.append(bench.mailbox, &[bench.entry(42)], None).await.unwrap();
     assert_eq!(retry.entries, [Appended::Duplicate(Seq(42))]);

@@ -6,7 +6,7 @@ use crate::rows::{Applied, Batch, Head, Rows};
 use crate::{EntryPayload, Store};
 use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, PageEnd, SlotBody, Urgency};
-use chappe_protocol::id::{DeviceId, MailboxId, PayloadId, Seq};
+use chappe_protocol::id::{DeviceId, Seq};
 use chappe_protocol::time::Millis;
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -222,7 +222,7 @@ pub async fn lost_slots_are_reported<B: Backend>(bench: Bench<B>) {
 /// A shared payload that is gone before its time is lost, not expired.
 pub async fn lost_payloads_are_reported<B: Backend>(bench: Bench<B>) {
     let (log, rows) = (bench.log(), bench.rows());
-    let payload = PayloadId([5; 16]);
+    let payload = bench.payload();
     log.put_payload(payload, Bytes::from_static(b"shared"), bench.world_now() + DAY).await.unwrap();
     let mut entry = bench.entry(1);
     entry.payload = EntryPayload::Ref { id: payload, bytes: 6 };
@@ -238,25 +238,25 @@ pub async fn lost_payloads_are_reported<B: Backend>(bench: Bench<B>) {
 /// A shared payload that lives longer than a slot does not prolong it.
 pub async fn a_slot_ends_at_its_own_time<B: Backend>(bench: Bench<B>) {
     let log = bench.log();
-    let payload = PayloadId([5; 16]);
+    let payload = bench.payload();
     let until = bench.world_now() + Millis(10 * DAY.0);
     log.put_payload(payload, Bytes::from_static(b"shared"), until).await.unwrap();
     let mut entry = bench.entry_for(1, DAY);
     entry.payload = EntryPayload::Ref { id: payload, bytes: 6 };
     log.append(bench.mailbox, &[entry], None).await.unwrap();
     assert!(matches!(bench.slots(&log).await[0].body, SlotBody::Present(_)));
-    bench.world.advance(Millis(2 * DAY.0));
+    bench.elapse(Millis(2 * DAY.0)).await;
     assert_eq!(bench.slots(&log).await[0].body, SlotBody::Expired);
 }
 
 /// One stored payload serves many mailboxes; the first write of an id stands.
 pub async fn a_payload_is_stored_once<B: Backend>(bench: Bench<B>) {
     let log = bench.log();
-    let payload = PayloadId([5; 16]);
+    let payload = bench.payload();
     let until = bench.world_now() + DAY;
     log.put_payload(payload, Bytes::from_static(b"shared"), until).await.unwrap();
     log.put_payload(payload, Bytes::from_static(b"other"), until).await.unwrap();
-    let mailboxes = [MailboxId([1; 16]), MailboxId([2; 16]), MailboxId([3; 16])];
+    let mailboxes = [1, 2, 3].map(|n| bench.other(n));
     for (n, mailbox) in mailboxes.into_iter().enumerate() {
         let mut entry = bench.entry(n as u64);
         entry.payload = EntryPayload::Ref { id: payload, bytes: 6 };
@@ -269,7 +269,7 @@ pub async fn a_payload_is_stored_once<B: Backend>(bench: Bench<B>) {
             let page = log.read(mailbox, Seq(0), 10, 1 << 20).await.unwrap();
             assert_eq!(page.slots[0].body, expected);
         }
-        bench.world.advance(later);
+        bench.elapse(later).await;
     }
 }
 

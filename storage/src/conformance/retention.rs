@@ -5,7 +5,7 @@ use crate::error::StoreError;
 use crate::rows::{Applied, Batch, Floor, Head, Rows};
 use crate::{Attach, Store};
 use chappe_protocol::envelope::{PageEnd, SlotBody};
-use chappe_protocol::id::{Bucket, BucketShape, ConnectionId, Seq, UserId};
+use chappe_protocol::id::{Bucket, BucketShape, ConnectionId, Seq};
 use chappe_protocol::time::Millis;
 
 /// A router that slept through a trim can neither fill a trimmed bucket nor re-issue a slot.
@@ -76,7 +76,7 @@ pub async fn the_silent_and_the_revoked_do_not_hold_a_trim<B: Backend>(bench: Be
     bench.attach(&log, "phone", 1, None).await;
     bench.attach(&log, "lost", 2, None).await;
     bench.attach(&log, "stolen", 3, None).await;
-    bench.world.advance(Millis(40 * DAY.0));
+    bench.elapse(Millis(40 * DAY.0)).await;
     bench.attach(&log, "phone", 4, None).await;
     bench.attach(&log, "stolen", 5, None).await;
     let entries: Vec<_> = (1..=8).map(|n| bench.entry_for(n, Millis(30 * DAY.0))).collect();
@@ -84,7 +84,7 @@ pub async fn the_silent_and_the_revoked_do_not_hold_a_trim<B: Backend>(bench: Be
     log.advance(bench.mailbox, &device("phone"), Seq(8)).await.unwrap();
     log.revoke(bench.mailbox, &device("stolen")).await.unwrap();
     assert_eq!(log.trim(bench.mailbox).await.unwrap().buckets, 0, "the lost one may come back");
-    bench.world.advance(Millis(6 * DAY.0));
+    bench.elapse(Millis(6 * DAY.0)).await;
     assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(2));
 }
 
@@ -107,9 +107,9 @@ pub async fn a_trim_by_age_looks_at_every_slot<B: Backend>(bench: Bench<B>) {
         let entries: Vec<_> = (first..first + 35).map(|n| bench.entry_for(n, ttl(n))).collect();
         log.append(bench.mailbox, &entries, None).await.unwrap();
     }
-    bench.world.advance(Millis(2 * DAY.0));
+    bench.elapse(Millis(2 * DAY.0)).await;
     assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(0));
-    bench.world.advance(Millis(10 * DAY.0));
+    bench.elapse(Millis(10 * DAY.0)).await;
     assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(1));
 }
 
@@ -140,9 +140,9 @@ pub async fn a_trim_by_age<B: Backend>(bench: Bench<B>) {
         log.append(bench.mailbox, &[bench.entry_for(n, ttl(n))], None).await.unwrap();
     }
     assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(0));
-    bench.world.advance(Millis(2 * DAY.0));
+    bench.elapse(Millis(2 * DAY.0)).await;
     assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(1), "slot 5 holds its bucket");
-    bench.world.advance(Millis(10 * DAY.0));
+    bench.elapse(Millis(10 * DAY.0)).await;
     assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(2), "the open bucket stays");
     assert_eq!(log.trim(bench.mailbox).await.unwrap().floor, Bucket(2));
 }
@@ -174,7 +174,7 @@ pub async fn the_payload_expires_and_the_slot_stays<B: Backend>(bench: Bench<B>)
     let log = bench.log();
     let entries = [bench.entry_for(1, Millis(1000)), bench.entry(2), bench.entry_for(3, Millis(1000))];
     log.append(bench.mailbox, &entries, None).await.unwrap();
-    bench.world.advance(Millis(1000));
+    bench.elapse(Millis(1000)).await;
     // Other writes, for databases that remove expired rows as they go.
     bench.fill(&log, 4..=30).await;
     for log in [log, bench.log()] {
@@ -191,7 +191,7 @@ pub async fn the_payload_expires_and_the_slot_stays<B: Backend>(bench: Bench<B>)
 
 async fn erased_is_gone<B: Backend>(bench: &mut Bench<B>, slots: u64) {
     let (paused, log) = (bench.log(), bench.log());
-    let anna = UserId::new("anna").unwrap();
+    let anna = bench.user("anna");
     bench.mailbox = log.create_user(&anna).await.unwrap().mailbox;
     bench.attach(&log, "phone", 1, None).await;
     bench.fill(&paused, 1..=slots).await;
@@ -241,7 +241,7 @@ pub async fn erase_at_an_edge<B: Backend>(bench: Bench<B>) {
 /// of the erasure notices it within a minute.
 pub async fn an_erase_leaves_no_device_and_no_cursor<B: Backend>(mut bench: Bench<B>) {
     let (log, other) = (bench.log(), bench.log());
-    let anna = UserId::new("anna").unwrap();
+    let anna = bench.user("anna");
     bench.mailbox = log.create_user(&anna).await.unwrap().mailbox;
     bench.attach(&log, "phone", 1, None).await;
     bench.fill(&log, 1..=5).await;
@@ -276,7 +276,7 @@ pub async fn an_erase_leaves_no_device_and_no_cursor<B: Backend>(mut bench: Benc
             "the cursor of the {name} is left"
         );
     }
-    bench.world.advance(Millis::from_secs(61));
+    bench.elapse(Millis::from_secs(61)).await;
     assert_eq!(other.advance(bench.mailbox, &phone, Seq(5)).await, Err(StoreError::Erased));
 }
 
@@ -284,7 +284,7 @@ pub async fn an_erase_leaves_no_device_and_no_cursor<B: Backend>(mut bench: Benc
 /// rows that a dead trim left go too.
 pub async fn an_erase_beside_appends_closes_the_log<B: Backend>(mut bench: Bench<B>) {
     let (log, other, rows) = (bench.log(), bench.log(), bench.rows());
-    let anna = UserId::new("anna").unwrap();
+    let anna = bench.user("anna");
     bench.mailbox = log.create_user(&anna).await.unwrap().mailbox;
     bench.fill(&log, 1..=9).await;
     again(|| rows.raise_floor(bench.mailbox, Floor { bucket: Bucket(1), bytes_total: 24 })).await.unwrap();
@@ -310,7 +310,7 @@ pub async fn an_erase_beside_appends_closes_the_log<B: Backend>(mut bench: Bench
 /// A new mailbox, nothing of the old one.
 pub async fn the_erased_come_back_as_new<B: Backend>(mut bench: Bench<B>) {
     let log = bench.log();
-    let anna = UserId::new("anna").unwrap();
+    let anna = bench.user("anna");
     let old = log.create_user(&anna).await.unwrap().mailbox;
     bench.mailbox = old;
     bench.fill(&log, 1..=5).await;

@@ -13,6 +13,7 @@ use chappe_protocol::time::UnixMillis;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use scylla::response::query_result::QueryRowsResult;
 use std::collections::BTreeSet;
+use tokio::sync::SemaphorePermit;
 
 /// Tries of a transaction on a row that others change too. Each refusal means that another one succeeded.
 const ROUNDS_MAX: usize = 50;
@@ -117,7 +118,11 @@ impl Database {
         self.run(&self.statements.raise_cursor, &values).await.map(drop)
     }
 
-    pub(super) async fn devices(&self, mailbox: MailboxId) -> Result<(u64, Vec<(Device, UnixMillis)>)> {
+    pub(super) async fn devices(
+        &self,
+        place: SemaphorePermit<'_>,
+        mailbox: MailboxId,
+    ) -> Result<(u64, Vec<(Device, UnixMillis)>)> {
         type Columns<'a> = (
             Option<i64>,
             Option<&'a str>,
@@ -127,10 +132,14 @@ impl Database {
             Option<&'a [u8]>,
             Option<i64>,
         );
-        let (mut version, mut all, mut after) = (0, Vec::new(), String::new());
+        let (mut version, mut all, mut after, mut place) = (0, Vec::new(), String::new(), Some(place));
         loop {
             let values = [Value::Blob(mailbox.as_bytes()), Value::Text(&after), limit(DEVICES_PAGE)];
-            let answer = rows(self.run(&self.statements.devices, &values).await?)?;
+            let place = match place.take() {
+                Some(place) => place,
+                None => self.place().await?,
+            };
+            let answer = rows(self.run_placed(place, &self.statements.devices, &values).await?)?;
             let mut last = None;
             for row in answer.rows::<Columns<'_>>().map_err(damaged)? {
                 let (set, device, since, revoked, created_at, session, session_at) = row.map_err(damaged)?;
