@@ -88,6 +88,8 @@ impl NatsBus {
         let status = Arc::new(Status::new(Arc::clone(&world), Arc::clone(&metrics)));
         let client = connect(&config, &subjects, &world, &status).await?;
         check(&client, &config)?;
+        // The driver's own event comes a moment later.
+        status.set(true);
         let (bells, queued) = Bells::new(&config, &metrics);
         let patience = Patience {
             silent_after: config.silent_after,
@@ -193,7 +195,7 @@ impl Shared {
     }
 
     pub(crate) fn is_connected(&self) -> bool {
-        self.status.health().connected
+        self.status.health().connected && !self.closed.is_cancelled()
     }
 
     /// Counts a message that is of no use.

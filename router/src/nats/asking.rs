@@ -25,6 +25,8 @@ struct Attempt {
     token: u64,
     /// `None`: it went to whichever router the queue group chose.
     router: Option<u64>,
+    /// The connection broke since: its answer is not to be expected.
+    broken: bool,
 }
 
 struct Asking<'a> {
@@ -136,13 +138,15 @@ impl Asking<'_> {
                     Heard::Nothing => {}
                 },
                 Ok(()) = connections.changed() => {
-                    // An answer that was on its way is lost.
+                    for attempt in &mut self.outstanding {
+                        attempt.broken = true;
+                    }
                     self.tried.clear();
-                    send = self.may_repeat();
+                    send = self.is_lost();
                 }
                 Ok(()) = routers.changed() => send = self.is_lost(),
                 () = tokio::time::sleep(wait.to_std()) => {
-                    if self.outstanding.is_empty() {
+                    if self.is_lost() {
                         self.tried.clear();
                         send = true;
                     }
@@ -155,18 +159,20 @@ impl Asking<'_> {
     fn wait(&self, nobody_since: Option<Time>) -> Millis {
         let now = self.shared.world.now();
         let left = self.deadline - now;
-        match nobody_since {
-            Some(since) if self.outstanding.is_empty() => {
-                let left = left.min((since + NO_ROUTER_WAIT) - now);
-                if self.sent >= ATTEMPTS_MAX { Millis(0) } else { left.min(LOOK_EVERY) }
-            }
-            Some(_) | None => left,
+        let Some(since) = nobody_since.filter(|_| self.is_lost()) else { return left };
+        match (self.outstanding.is_empty(), self.sent < ATTEMPTS_MAX) {
+            (true, true) => left.min((since + NO_ROUTER_WAIT) - now).min(LOOK_EVERY),
+            (true, false) => Millis(0),
+            (false, true) => left.min(LOOK_EVERY),
+            (false, false) => left,
         }
     }
 
-    /// The answer of everybody who was asked is not to be expected.
+    /// The answer of everybody who was asked is not to be expected, and another may be asked.
     fn is_lost(&self) -> bool {
-        let lost = |attempt: &Attempt| attempt.router.is_some_and(|name| self.shared.routers.is_lost(name));
+        let lost = |attempt: &Attempt| {
+            attempt.broken || attempt.router.is_some_and(|name| self.shared.routers.is_lost(name))
+        };
         self.outstanding.iter().all(lost) && (self.outstanding.is_empty() || self.may_repeat())
     }
 
@@ -205,7 +211,7 @@ impl Asking<'_> {
             }
         }
         let token = shared.pending.wait(self.answers.clone());
-        self.outstanding.push(Attempt { token, router });
+        self.outstanding.push(Attempt { token, router, broken: false });
         let reply = format!("{}.{token}", self.inbox);
         let sending = shared.client.publish_with_reply(subject, reply, payload.into());
         let Ok(Ok(())) = tokio::time::timeout(stamp.budget.to_std(), sending).await else {
@@ -254,7 +260,7 @@ impl Asking<'_> {
                     return Heard::NotThere;
                 }
                 // Whatever it says, it perhaps did it.
-                self.outstanding.push(Attempt { token, router });
+                self.outstanding.push(Attempt { token, router, broken: false });
                 Heard::Nothing
             }
         }

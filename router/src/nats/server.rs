@@ -95,7 +95,8 @@ impl RouterServer {
         let _ = tokio::time::timeout(CLOSE_MAX, server.beat_after(shared.world.now())).await;
         server.unsubscribe.cancel();
         server.taking.close();
-        server.taking.wait().await;
+        // While the connection is down nothing arrives, and nothing tells that it does not.
+        let _ = tokio::time::timeout(CLOSE_MAX, server.taking.wait()).await;
         server.requests.close();
         server.requests.wait().await;
         server.router.close().await;

@@ -72,7 +72,7 @@ impl Status {
     }
 
     /// `true`: it was otherwise before.
-    fn set(&self, connected: bool) -> bool {
+    pub(crate) fn set(&self, connected: bool) -> bool {
         self.metrics.connected.set(i64::from(connected));
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = health.connected != connected;
