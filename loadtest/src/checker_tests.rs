@@ -123,20 +123,20 @@ fn a_run_that_proves_nothing_is_void() {
     assert_eq!(audit(&refused).verdict(), Verdict::Void);
 
     let mut idle_kill = good();
-    idle_kill.faults.push(FaultWindow { from_us: 21, to_us: 24, in_flight: 0 });
+    idle_kill.faults.push(FaultWindow { what: "kill".into(), from_us: 21, to_us: 24, in_flight: 0 });
     assert_eq!(audit(&idle_kill).verdict(), Verdict::Void);
     idle_kill.faults[0].in_flight = 1;
     assert_eq!(audit(&idle_kill).verdict(), Verdict::Passed);
 
     let mut all_hurt = good();
-    all_hurt.faults.push(FaultWindow { from_us: 0, to_us: 1000, in_flight: 5 });
+    all_hurt.faults.push(FaultWindow { what: "kill".into(), from_us: 0, to_us: 1000, in_flight: 5 });
     assert_eq!(audit(&all_hurt).verdict(), Verdict::Void);
 }
 
 #[test]
 fn a_void_run_with_a_lost_envelope_has_failed() {
     let mut history = good();
-    history.faults.push(FaultWindow { from_us: 21, to_us: 24, in_flight: 0 });
+    history.faults.push(FaultWindow { what: "kill".into(), from_us: 21, to_us: 24, in_flight: 0 });
     history.received.remove(3);
     assert_eq!(audit(&history).verdict(), Verdict::Failed);
 }
@@ -148,6 +148,6 @@ fn undecided_submits_outside_of_fault_windows_count_against_acceptance_but_hurt_
         history.invoke(SubmitKey { sender: 0, counter }, 1000 + counter, &[1]);
     }
     assert_eq!(audit(&history).verdict(), Verdict::Void);
-    history.faults.push(FaultWindow { from_us: 1000, to_us: 2000, in_flight: 3 });
+    history.faults.push(FaultWindow { what: "kill".into(), from_us: 1000, to_us: 2000, in_flight: 3 });
     assert_eq!(audit(&history).verdict(), Verdict::Passed);
 }

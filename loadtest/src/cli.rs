@@ -1,5 +1,6 @@
 //! The command line of the harness. **Invariant:** it aims at an address that was named, or at a server that it started.
 
+use crate::faults::{Parts, schedule};
 use crate::report::Report;
 use crate::run::{Plan, run};
 use crate::scenario::Chat;
@@ -75,9 +76,15 @@ struct RunArgs {
     /// Names of the users begin with this
     #[arg(long, default_value = "load-")]
     prefix: String,
-    /// The server
-    #[arg(long, default_value = "wss://127.0.0.1:7440")]
-    server: String,
+    /// The server, or several gateways with commas between them: each new connection goes to the next one
+    #[arg(long, default_value = "wss://127.0.0.1:7440", value_delimiter = ',')]
+    server: Vec<String>,
+    /// Break a cluster that `dev/cluster up` started with these parts: kill and pause by a schedule from the seed
+    #[arg(long, value_name = "PARTS", conflicts_with = "kills")]
+    faults: Option<Parts>,
+    /// Where the scripts `cluster` and `deps` are
+    #[arg(long, value_name = "FOLDER", default_value = "dev")]
+    scripts: PathBuf,
     /// The server's data directory: its development certificate is trusted, its development key signs
     #[arg(long, default_value = "chappe-data")]
     data: PathBuf,
@@ -165,9 +172,12 @@ impl RunArgs {
             shown.set_position((share.clamp(0.0, 1.0) * 1000.0) as u64);
             shown.set_message(line.to_owned());
         });
+        let faults = self.faults.map(|parts| schedule(self.seed, self.duration, parts)).unwrap_or_default();
         let plan = Plan {
             chat,
-            server: self.server,
+            servers: self.server,
+            faults,
+            scripts: self.scripts,
             roots_pem: ca,
             issuer,
             prefix: self.prefix,
@@ -193,8 +203,9 @@ fn progress_bar() -> ProgressBar {
 }
 
 /// The socket address in a server's URL: a spawned server is always on this machine, under a number.
-fn address(url: &str) -> Result<SocketAddr> {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+fn address(urls: &[String]) -> Result<SocketAddr> {
+    let [url] = urls else { anyhow::bail!("with a server command, name one --server") };
+    let rest = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
     let authority = rest.split('/').next().unwrap_or_default();
     authority.parse().with_context(|| {
         format!("--server {url}: with a server command, name its address and port in numbers")
@@ -223,8 +234,8 @@ mod tests {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("5m"), Ok(Duration::from_mins(5)));
         assert!(duration("soon").is_err() && duration("5y").is_err());
-        assert_eq!(address("wss://127.0.0.1:7440/v1").unwrap().port(), 7440);
-        assert!(address("wss://staging.example").is_err());
+        assert_eq!(address(&["wss://127.0.0.1:7440/v1".into()]).unwrap().port(), 7440);
+        assert!(address(&["wss://staging.example".into()]).is_err());
     }
 
     #[test]

@@ -46,10 +46,12 @@ pub struct Received {
     pub addressed: bool,
 }
 
-/// A time in which the server was down by our own doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// A time in which something was down by our own doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FaultWindow {
-    /// When it was killed, µs.
+    /// What was done.
+    pub what: String,
+    /// When it was broken, µs.
     pub from_us: u64,
     /// When it served again, plus the grace for reconnects, µs.
     pub to_us: u64,

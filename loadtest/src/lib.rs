@@ -1,8 +1,10 @@
 //! The load harness of Chappe. **Invariant:** a run says *passed* only if it saw every accepted envelope arrive, once,
 //! in order, where it was addressed to, and if it really put load on a server that was really hurt.
 
+pub mod balancer;
 pub mod checker;
 pub mod cli;
+pub mod faults;
 pub mod history;
 pub mod payload;
 pub mod report;

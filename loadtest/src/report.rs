@@ -117,7 +117,7 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "  {} users, {} submits/s intended, {:.1} s; {} refused, {} undecided, {} skipped, {} disconnects, {} kills",
+            "  {} users, {} submits/s intended, {:.1} s; {} refused, {} undecided, {} skipped, {} disconnects, {} faults",
             self.scenario.users,
             self.scenario.rate,
             self.seconds,
@@ -127,6 +127,14 @@ impl Report {
             self.disconnects,
             self.faults.len()
         );
+        for fault in &self.faults {
+            let (from, to) = (fault.from_us / 1_000_000, fault.to_us / 1_000_000);
+            let _ = writeln!(
+                text,
+                "  fault        {from:>6} s to {to} s: {}, {} in flight",
+                fault.what, fault.in_flight
+            );
+        }
         for (name, latency) in
             [("accepted", &self.accept), ("delivered", &self.deliver), ("sent late by", &self.send_delay)]
         {

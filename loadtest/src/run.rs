@@ -1,6 +1,8 @@
 //! Runs a scenario against a server. **Invariant:** the load is open: when the server is slow, sends are not.
 
+use crate::balancer::Balancer;
 use crate::checker::{Audit, audit};
+use crate::faults::Fault;
 use crate::history::{Fate, FaultWindow, History, Received, SubmitKey};
 use crate::payload::{Tag, Tagger};
 use crate::report::{Latency, Report};
@@ -12,6 +14,7 @@ use chappe_client::{Client, Event, Outcome, Outgoing};
 use chappe_protocol::world::World;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,8 +30,8 @@ pub type Progress = Arc<dyn Fn(&str, f64) + std::marker::Send + Sync>;
 pub struct Plan {
     /// The scenario.
     pub chat: Chat,
-    /// `wss://…` or `ws://…`.
-    pub server: String,
+    /// `wss://host:port` or `ws://host:port` of one gateway or several: each new connection goes to the next.
+    pub servers: Vec<String>,
     /// Trusted instead of the public roots.
     pub roots_pem: Option<Vec<u8>>,
     /// Signs the users' tokens.
@@ -39,6 +42,10 @@ pub struct Plan {
     pub spawned: Option<Spawned>,
     /// How often it is killed, evenly over the duration.
     pub kills: u32,
+    /// What is broken in a cluster, and where the scripts are that do it.
+    pub faults: Vec<Fault>,
+    /// The folder of `cluster` and `deps`.
+    pub scripts: PathBuf,
     /// How long to wait for the last decisions and deliveries.
     pub settle: Duration,
     /// Randomness of the run's key.
@@ -100,10 +107,13 @@ pub async fn run(mut plan: Plan) -> Result<Report> {
         run.tasks.spawn(Arc::clone(&run).receive(user));
     }
     run.tasks.spawn(Arc::clone(&run).disconnect(stop.clone()));
-    let killing = run.kill(&mut plan.spawned, plan.kills);
-    let (sent, killed) = tokio::join!(run.send(&plan.progress), killing);
+    let breaking = async {
+        run.kill(&mut plan.spawned, plan.kills).await?;
+        run.break_and_mend(&plan.faults, &plan.scripts).await
+    };
+    let (sent, broken) = tokio::join!(run.send(&plan.progress), breaking);
     stop.cancel();
-    killed?;
+    broken?;
     let seconds = sent.as_secs_f64();
     let audit = run.settle(plan.settle, &plan.progress).await;
     let report = run.report(audit, seconds);
@@ -116,10 +126,13 @@ pub async fn run(mut plan: Plan) -> Result<Report> {
 
 /// One connected client per user; users exist from their first token on.
 async fn connect(plan: &Plan) -> Result<Vec<Client>> {
+    let balancer = Arc::new(Balancer::of(&plan.servers).map_err(anyhow::Error::msg)?);
+    let server = plan.servers.first().cloned().unwrap_or_default();
     let mut clients = Vec::new();
     for user in 0..plan.chat.users {
         let (name, device) = (format!("{}{user}", plan.prefix), "load".to_owned());
-        let mut builder = Client::builder(plan.server.clone())
+        let mut builder = Client::builder(server.clone())
+            .connector(Arc::<Balancer>::clone(&balancer))
             .device(device.clone())
             .token(plan.issuer.source(name, device));
         if let Some(roots) = &plan.roots_pem {
@@ -273,24 +286,44 @@ impl Run {
         let mut windows = Vec::new();
         for number in 1..=kills {
             tokio::time::sleep_until(self.start + self.chat.duration * number / (kills + 1)).await;
-            // A kill between two submits would prove little: wait (at most 2 s) for one to be in flight.
-            for _ in 0..2000 {
-                if self.in_flight.load(Ordering::Relaxed) > 0 {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            let (from_us, in_flight) = (self.elapsed_us(), self.in_flight.load(Ordering::Relaxed));
+            let (from_us, in_flight) = self.in_the_middle().await;
             server.kill().await?;
             server.restart().await?;
             let run = Arc::clone(self);
             windows.push(self.tasks.spawn(async move {
                 run.all_back().await;
-                FaultWindow { from_us, to_us: run.elapsed_us(), in_flight }
+                FaultWindow { what: "kill".into(), from_us, to_us: run.elapsed_us(), in_flight }
             }));
         }
         for window in windows {
             let window = window.await.context("a fault window was not measured")?;
+            self.lock().history.faults.push(window);
+        }
+        Ok(())
+    }
+
+    /// A fault between two submits would prove little: waits (at most 2 s) for one to be in flight. Returns when, and how many.
+    async fn in_the_middle(&self) -> (u64, u64) {
+        for _ in 0..2000 {
+            if self.in_flight.load(Ordering::Relaxed) > 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        (self.elapsed_us(), self.in_flight.load(Ordering::Relaxed))
+    }
+
+    /// Breaks and mends a cluster by its schedule.
+    async fn break_and_mend(&self, faults: &[Fault], scripts: &Path) -> Result<()> {
+        for fault in faults {
+            tokio::time::sleep_until(self.start + fault.at).await;
+            let (from_us, in_flight) = self.in_the_middle().await;
+            crate::faults::run(scripts, &fault.begin).await?;
+            tokio::time::sleep(fault.lasts).await;
+            crate::faults::run(scripts, &fault.end).await?;
+            self.all_back().await;
+            let window =
+                FaultWindow { what: fault.what.clone(), from_us, to_us: self.elapsed_us(), in_flight };
             self.lock().history.faults.push(window);
         }
         Ok(())

@@ -22,7 +22,9 @@ async fn nothing_accepted_is_lost_over_five_kills() {
     let world = Arc::new(SystemWorld::new());
     let plan = Plan {
         chat: Chat { users: 60, rate: 150, duration: Duration::from_secs(24), seed: 7, ..Chat::default() },
-        server: format!("wss://{}", place.clients),
+        servers: vec![format!("wss://{}", place.clients)],
+        faults: Vec::new(),
+        scripts: "dev".into(),
         roots_pem: Some(std::fs::read(place.data().certificate()).unwrap()),
         issuer: Issuer::read(&place.data().token_private(), world.clone()).unwrap(),
         prefix: "load-".to_owned(),
