@@ -161,3 +161,21 @@ def whole(target):
         os.rename(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def command(name, main):
+    """Runs a script's `main` on its arguments and ends the process by what became of it."""
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+        sys.exit(code)
+    except Refusal as refusal:
+        say(f"{name}: {refusal}")
+        sys.exit(refusal.code)
+    except BrokenPipeError:
+        # Whoever read along has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        say(f"{name}: interrupted; what was started runs on ({name} status)")
+        sys.exit(130)

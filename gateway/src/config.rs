@@ -13,7 +13,7 @@ use chappe_router::presence::Presence;
 use chappe_storage::Store;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// A socket that has just been accepted, before any handshake.
 #[derive(Debug)]
@@ -42,6 +42,8 @@ pub struct Parts {
     pub presence: Arc<dyn Presence>,
     /// Doorbells rung for this gateway.
     pub bells: mpsc::Receiver<Doorbell>,
+    /// Changes when doorbells may have been lost: the gateway probes at once. A closed one never changes.
+    pub alarms: watch::Receiver<u64>,
     /// Checks tokens.
     pub verifier: Arc<TokenVerifier>,
     /// TLS; `None`: plain sockets.

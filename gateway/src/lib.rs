@@ -19,6 +19,7 @@ mod limits;
 pub mod listen;
 pub mod metrics;
 mod probe;
+pub mod process;
 mod reads;
 mod recent;
 mod registry;
@@ -51,7 +52,7 @@ where
     S: Stream<Item = io::Result<Incoming<IO>>> + Send,
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (gateway, bells) = Gateway::new(config, parts, drain);
+    let (gateway, bells, alarms) = Gateway::new(config, parts, drain);
     let _dropped = Killer(Arc::clone(&gateway));
     let pause_max = Millis(LEASE_MS / 2);
     let timers = gateway.timers.run(&*gateway.world, |pause| {
@@ -67,6 +68,7 @@ where
         () = serve(&gateway, incoming) => {}
         () = timers => {}
         () = doorbells::run(&gateway, bells) => {}
+        () = probe::heed(&gateway, alarms) => {}
         () = probe::run(&gateway) => {}
         () = probe::renew_leases(&gateway) => {}
     }

@@ -8,6 +8,7 @@ use chappe_protocol::id::{MailboxId, Seq};
 use chappe_protocol::internode::{Probe, ProbeReply, Reply, Request};
 use chappe_protocol::time::{Millis, Time, UnixMillis};
 use chappe_router::presence::LEASE_MS;
+use tokio::sync::watch;
 
 /// Mailboxes of one probe.
 const BATCH_MAX: usize = 500;
@@ -44,6 +45,15 @@ pub(crate) async fn run(gateway: &Gateway) {
         forget_old(gateway);
         tokio::time::sleep(OUT_OF_TURN_MIN.to_std()).await;
     }
+}
+
+/// Asks for a probe out of turn whenever doorbells may have been lost.
+pub(crate) async fn heed(gateway: &Gateway, mut alarms: watch::Receiver<u64>) {
+    while alarms.changed().await.is_ok() {
+        gateway.probe_now.notify_one();
+    }
+    // Nobody raises alarms any more.
+    std::future::pending().await
 }
 
 /// What is remembered for a while takes no memory for long when traffic stops.

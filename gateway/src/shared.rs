@@ -18,7 +18,7 @@ use chappe_router::presence::Presence;
 use chappe_storage::Store;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -51,13 +51,13 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Splits off the doorbells, which one task owns.
+    /// Splits off the doorbells and their alarms, which one task each owns.
     pub(crate) fn new(
         config: GatewayConfig,
         parts: Parts,
         drain: CancellationToken,
-    ) -> (Arc<Self>, mpsc::Receiver<Doorbell>) {
-        let Parts { world, store, links, presence, bells, verifier, tls, metrics } = parts;
+    ) -> (Arc<Self>, mpsc::Receiver<Doorbell>, watch::Receiver<u64>) {
+        let Parts { world, store, links, presence, bells, alarms, verifier, tls, metrics } = parts;
         let admission = Mutex::new(Bucket::full(world.now(), config.handshakes_burst));
         let gateway = Self {
             resume: ResumeKey::new(&config.resume_key),
@@ -82,7 +82,7 @@ impl Gateway {
             connections: AtomicUsize::new(0),
             admission,
         };
-        (Arc::new(gateway), bells)
+        (Arc::new(gateway), bells, alarms)
     }
 
     /// Whether a test has planted this.

@@ -169,3 +169,16 @@ async fn without_bells_the_probe_ends_the_session_of_an_erased_user() {
     let ended = In::Close(CloseCode::UserErased.code());
     assert!(sees(&mut ben, 65, |event| *event == ended).await, "within one probe");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_bus_that_may_have_lost_doorbells_makes_the_gateway_probe_at_once() {
+    let cluster = Cluster::new();
+    let gateway = cluster.gateway_with(1, |config| config.probe_every = Millis::from_secs(86_400));
+    let mut ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
+    let mut ada = Client::connect(&cluster, &gateway, "ada", "laptop").await;
+    cluster.links.deaf.store(true, Ordering::Relaxed);
+    assert_eq!(ada.outcome(submit_to(1, &["ben"], b"x")).await, Outcome::Accepted);
+    assert!(!sees(&mut ben, 60, is_deliver).await);
+    cluster.alarms.send_modify(|alarms| *alarms += 1);
+    assert!(sees(&mut ben, 5, is_deliver).await);
+}

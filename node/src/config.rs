@@ -118,13 +118,34 @@ where
     }
     for (name, value) in environment.iter().filter(|(name, _)| name != "CHAPPE_CONFIG") {
         let key = name.trim_start_matches("CHAPPE_").to_lowercase().replace("__", ".");
-        let value = typed(&defaults, &key, value, name)?;
+        let value = typed(&defaults, &key, value, &format!("environment variable {name}"))?;
         merge(&mut merged, nested(&key, value), &format!("environment variable {name}"), "")?;
     }
     for (key, value) in flags {
         merge(&mut merged, nested(key, value), &format!("flag for {key}"), "")?;
     }
     merged.try_into().map_err(|error: toml::de::Error| ConfigError::value("configuration", error.message()))
+}
+
+/// As [`load`], with flags as a command line has them: `key=value`, the key dotted.
+pub fn load_with<T>(
+    file: Option<&Path>,
+    environment: &[(String, String)],
+    flags: &[String],
+) -> Result<T, ConfigError>
+where
+    T: Serialize + DeserializeOwned + Default,
+{
+    let defaults =
+        Table::try_from(T::default()).map_err(|error| ConfigError::value("defaults", error.to_string()))?;
+    let mut typed_flags = Vec::new();
+    for flag in flags {
+        let Some((key, value)) = flag.split_once('=') else {
+            return Err(ConfigError::value("--set", format!("\"{flag}\" is not key=value")));
+        };
+        typed_flags.push((key, typed(&defaults, key, value, &format!("flag --set {key}"))?));
+    }
+    load(file, environment, typed_flags)
 }
 
 fn read(path: &Path) -> Result<Table, ConfigError> {
@@ -154,10 +175,8 @@ fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
 
 /// A variable's text as the type that the default has.
 fn typed(defaults: &Table, key: &str, text: &str, name: &str) -> Result<Value, ConfigError> {
-    let wrong = |what: &str| ConfigError::Value {
-        place: format!("environment variable {name}"),
-        message: format!("{what} is expected"),
-    };
+    let wrong =
+        |what: &str| ConfigError::Value { place: name.to_owned(), message: format!("{what} is expected") };
     match lookup(defaults, key) {
         Some(Value::Integer(_)) => text.parse().map(Value::Integer).map_err(|_| wrong("a whole number")),
         Some(Value::Boolean(_)) => text.parse().map(Value::Boolean).map_err(|_| wrong("true or false")),

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 pub mod drain;
 pub mod listen;
+pub mod process;
 pub mod signal;
 pub mod telemetry;
 pub mod tls;

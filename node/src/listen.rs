@@ -4,15 +4,13 @@ use anyhow::Result;
 use std::net::SocketAddr;
 use tokio::net::TcpListener;
 
-/// Binds the address of a setting.
-pub async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener> {
+/// Binds an address; `flag` is how it is set on the command line.
+pub async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         let hint = if error.kind() == std::io::ErrorKind::AddrInUse {
-            format!(
-                "port_in_use: {address} is taken; end the other process or choose another with --{setting}"
-            )
+            format!("port_in_use: {address} is taken; end the other process or choose another with {flag}")
         } else {
-            format!("port_unusable: {address} cannot be bound; choose another with --{setting}")
+            format!("port_unusable: {address} cannot be bound; choose another with {flag}")
         };
         anyhow::Error::new(error).context(hint)
     })

@@ -1,4 +1,4 @@
-//! TLS 1.3 for servers, with certificates that are read anew without a restart.
+//! TLS 1.3 for servers and to them, with certificates that are read anew without a restart.
 //! **Invariant:** a certificate that cannot be used never replaces one that can.
 
 use rustls::ServerConfig;
@@ -36,6 +36,28 @@ pub enum TlsError {
 pub fn install_crypto_provider() {
     // An error means that it is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+/// TLS 1.3 to a server inside the cluster, whose certificate this authority (a PEM file) has signed. An empty path: no TLS.
+pub fn client_config(authority: &Path) -> Result<Option<Arc<rustls::ClientConfig>>, TlsError> {
+    if authority.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let file = |message: String| TlsError::File { path: authority.to_owned(), message };
+    let mut roots = rustls::RootCertStore::empty();
+    let certificates = CertificateDer::pem_file_iter(authority).map_err(|error| file(error.to_string()))?;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| file(error.to_string()))?;
+        roots.add(certificate).map_err(|error| file(error.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(file("there is no certificate in it".into()));
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| file(error.to_string()))?;
+    Ok(Some(Arc::new(config.with_root_certificates(roots).with_no_client_auth())))
 }
 
 /// A server's certificate chain and key in files, and the configuration made of them.

@@ -13,13 +13,16 @@ pub mod local;
 pub mod metrics;
 pub mod nats;
 pub mod operations;
+pub mod parts;
 mod permits;
 pub mod planted;
 pub mod presence;
 mod probe;
+pub mod process;
 pub mod redis;
 mod rounds;
 pub mod settings;
+pub mod store_metrics;
 mod submit;
 
 pub use config::RouterConfig;

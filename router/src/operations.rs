@@ -11,7 +11,7 @@ use chappe_protocol::time::Millis;
 use chappe_storage::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What the calls work on.
 pub struct Operations {
@@ -64,14 +64,13 @@ impl Verb {
     }
 }
 
-/// The handler for the admin port.
-pub fn handler(operations: Operations) -> AdminHandler {
-    let operations = Arc::new(operations);
+/// The handler for the admin port. Until the operations are set, there are no such calls.
+pub fn handler(operations: Arc<OnceLock<Operations>>) -> AdminHandler {
     Arc::new(move |call| {
         let operations = Arc::clone(&operations);
         Box::pin(async move {
             let verb = Verb::ALL.into_iter().find(|verb| verb.path() == call.path)?;
-            Some(operations.answer(verb, &call).await)
+            Some(operations.get()?.answer(verb, &call).await)
         })
     })
 }

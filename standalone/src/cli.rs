@@ -49,6 +49,12 @@ enum Command {
     /// Add or erase users, bar devices
     #[command(subcommand)]
     User(UserCommand),
+    /// Make the development certificate and keys of a data directory, as `serve` does before it serves
+    #[command(after_help = "Example:\n  chappe keys --data cluster-data")]
+    Keys(DataArgs),
+    /// The tables of a cluster's CQL database
+    #[command(subcommand)]
+    Schema(crate::schema::SchemaCommand),
     /// Print the settings of `serve` with their defaults, as a file to start from
     Config,
     /// Print completions for a shell
@@ -169,6 +175,12 @@ impl Cli {
             }
             Command::Status(args) => runtime()?.block_on(status(args)),
             Command::User(command) => runtime()?.block_on(user(command)),
+            Command::Keys(args) => {
+                DataDir::new(&args.data).prepare(&SystemWorld::new())?;
+                println!("keys in {}", args.data.display());
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Schema(command) => runtime()?.block_on(crate::schema::run(command)),
             Command::Config => {
                 println!(
                     "# Every setting of `chappe serve` with its default.\n{}",

@@ -13,7 +13,7 @@ use futures_util::Stream;
 use prometheus::Registry;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Leases that the directory holds at most.
@@ -93,6 +93,7 @@ impl Cluster {
             links: Arc::clone(&self.links),
             presence: Arc::clone(&self.presence),
             bells,
+            alarms: watch::channel(0).1,
             verifier,
             tls,
             metrics: Arc::clone(&self.gateway_metrics),

@@ -8,6 +8,7 @@ pub mod config;
 pub mod connect;
 pub mod development;
 pub mod pipe;
+pub mod schema;
 pub mod serve;
 pub mod status;
 pub mod token;

@@ -65,8 +65,8 @@ impl Server {
         let router = cluster.add_router(0, router_config(&config));
         let links: Arc<dyn Links> = cluster.local().clone();
         let operations = Operations { store, links, token };
-        let clients = bind(config.listen, "listen").await?;
-        let admin = bind(config.admin, "admin").await?;
+        let clients = bind(config.listen, "--listen").await?;
+        let admin = bind(config.admin, "--admin").await?;
         Ok(Self {
             config,
             world,
@@ -92,7 +92,7 @@ impl Server {
         let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
         let ended = CancellationToken::new();
         let (ready, ready_watch) = tokio::sync::watch::channel(true);
-        let handler = operations::handler(self.operations);
+        let handler = operations::handler(Arc::new(self.operations.into()));
         let admin = Admin { registry: self.registry.clone(), ready: ready_watch, handler: Some(handler) };
         background.spawn(chappe_node::admin::serve(self.admin, admin, ended.clone(), background.clone()));
         background.spawn(janitor::run(

@@ -198,6 +198,11 @@ fn registered() -> BTreeSet<String> {
     chappe_router::nats::BusMetrics::new(&registry).unwrap();
     chappe_gateway::GatewayMetrics::new(&registry).unwrap();
     chappe_router::PresenceMetrics::new(&registry).unwrap().calls.with_label_values(&["lease", "ok"]).inc();
+    chappe_router::store_metrics::StoreMetrics::new(&registry).unwrap().observe(
+        &Default::default(),
+        &Default::default(),
+        true,
+    );
     let mut names: BTreeSet<String> =
         registry.gather().iter().map(|family| family.name().to_owned()).collect();
     let source = std::fs::read_to_string(root().join("gateway/src/metrics.rs")).unwrap();

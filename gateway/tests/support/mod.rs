@@ -29,7 +29,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::io::DuplexStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -120,6 +120,8 @@ pub(crate) struct Cluster {
     /// What gateways take their leases from: `presence`, or something around it.
     pub(crate) leases: Arc<dyn Presence>,
     pub(crate) router: Router,
+    /// Doorbells may have been lost.
+    pub(crate) alarms: watch::Sender<u64>,
 }
 
 impl Cluster {
@@ -152,7 +154,8 @@ impl Cluster {
         let router =
             Router::new(config, world.clone(), store.clone(), links.clone(), presence.clone(), metrics);
         links.inner.add_router(1, router.clone());
-        Self { world, store, links, leases: presence.clone(), presence, router }
+        let alarms = watch::Sender::new(0);
+        Self { world, store, links, leases: presence.clone(), presence, router, alarms }
     }
 
     pub(crate) fn gateway(&self, number: u8) -> Gateway {
@@ -183,6 +186,7 @@ impl Cluster {
             links: self.links.clone(),
             presence: self.leases.clone(),
             bells: self.links.inner.add_gateway(id, 1024),
+            alarms: self.alarms.subscribe(),
             verifier: Arc::new(verifier),
             tls: None,
             metrics: metrics.clone(),

@@ -143,6 +143,7 @@ pub(crate) async fn gateway(cluster: Arc<Cluster>, name: u64) -> turmoil::Result
         links: WireEnd::new(cluster.wires.clone(), name),
         presence: cluster.directory.clone(),
         bells: cluster.wires.add_gateway(name, id),
+        alarms: tokio::sync::watch::channel(0).1,
         verifier: Arc::new(TokenVerifier::new(&TokenKey::Hs256 { secret: SECRET.to_vec() })?),
         tls: None,
         metrics: cluster.gateway_metrics.clone(),

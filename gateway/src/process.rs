@@ -1,0 +1,186 @@
+//! The process `gateway`. **Invariant:** the clients' port is bound last and closed first; it owns nothing that outlives it.
+
+use crate::listen::accepted;
+use crate::settings::{Door, DrainSettings, LimitsConfig, TlsConfig, TokenConfig, gateway_config};
+use crate::{GatewayMetrics, Parts, TlsSource};
+use anyhow::Result;
+use aws_lc_rs::digest::{SHA256, digest};
+use chappe_node::admin::Admin;
+use chappe_node::clock::SystemWorld;
+use chappe_node::config::{ConfigError, read_file};
+use chappe_node::listen::bind;
+use chappe_node::process::Settings;
+use chappe_node::signal::Signals;
+use chappe_node::telemetry::LogConfig;
+use chappe_protocol::id::GatewayId;
+use chappe_protocol::world::World;
+use chappe_router::nats::BusRole;
+use chappe_router::parts::PartSettings;
+use chappe_router::settings::{CqlSettings, NatsSettings, QuotaConfig, RedisSettings};
+use futures_util::StreamExt;
+use prometheus::Registry;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Doorbells that wait at most.
+const BELLS_MAX: usize = 16_384;
+/// Beyond the sessions' own drain: for the last answers and the store.
+const CLOSING: Duration = Duration::from_secs(5);
+/// A resume key's file holds at least so many bytes.
+const RESUME_KEY_BYTES_MIN: usize = 32;
+
+/// Everything that `gateway` can be told. File: TOML with these names; environment: `CHAPPE_LISTEN`, `CHAPPE_TLS__KEY`, ….
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewaySettings {
+    /// The cluster's name, 1 to 32 characters of a-z, 0-9 and -; the same in all its processes.
+    pub cluster: String,
+    /// Where clients connect: address and port.
+    pub listen: SocketAddr,
+    /// The admin port: health, readiness, metrics. Never for clients.
+    pub admin: SocketAddr,
+    /// Origins (`https://chat.example`) whose pages may connect.
+    pub origins: Vec<String>,
+    /// File with at least 32 random bytes, the same on all gateways: a session resumes on any of them. Empty: on this one only.
+    pub resume_key: PathBuf,
+    /// Transport security.
+    pub tls: TlsConfig,
+    /// How tokens are checked.
+    pub token: TokenConfig,
+    /// The bus.
+    pub nats: NatsSettings,
+    /// Presence.
+    pub redis: RedisSettings,
+    /// The slot log.
+    pub cql: CqlSettings,
+    /// What a client may do.
+    pub limits: LimitsConfig,
+    /// How the process ends.
+    pub drain: DrainSettings,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+impl Default for GatewaySettings {
+    fn default() -> Self {
+        Self {
+            cluster: "chappe".into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7440)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 7441)),
+            origins: Vec::new(),
+            resume_key: PathBuf::new(),
+            tls: TlsConfig::default(),
+            token: TokenConfig::default(),
+            nats: NatsSettings::default(),
+            redis: RedisSettings::default(),
+            cql: CqlSettings::default(),
+            limits: LimitsConfig::default(),
+            drain: DrainSettings::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl Settings for GatewaySettings {
+    fn check(&self) -> Result<(), ConfigError> {
+        let Self { listen, admin, ref tls, ref token, .. } = *self;
+        Door { listen, admin, tls, token }.check(false)?;
+        self.nats.check()?;
+        self.cql.check()?;
+        self.limits.check()?;
+        self.drain.check()
+    }
+
+    fn log(&self) -> &LogConfig {
+        &self.log
+    }
+}
+
+/// The key that signs resume tokens, of a file's content.
+fn resume_key(path: &Path, world: &dyn World) -> Result<[u8; 32], ConfigError> {
+    let mut key = [0; 32];
+    if path.as_os_str().is_empty() {
+        tracing::warn!("resume_key is not set: a session of this gateway attaches anew on any other");
+        world.fill_random(&mut key);
+        return Ok(key);
+    }
+    let bytes = read_file(path, "resume_key")?;
+    if bytes.len() < RESUME_KEY_BYTES_MIN {
+        let hint =
+            format!("{} holds {} bytes, at least 32 random ones are needed", path.display(), bytes.len());
+        return Err(ConfigError::value("resume_key", hint));
+    }
+    key.copy_from_slice(digest(&SHA256, &bytes).as_ref());
+    Ok(key)
+}
+
+/// Runs a gateway until the signals say stop, then drains. Returns whether the drain ended within its budget.
+pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
+    let world: Arc<dyn World> = Arc::new(SystemWorld::new());
+    let registry = Registry::new();
+    let (background, ended) = (TaskTracker::new(), CancellationToken::new());
+    let tls = settings.tls.open(None)?;
+    let verifier = Arc::new(settings.token.open(None)?);
+    let resume_key = resume_key(&settings.resume_key, world.as_ref())?;
+    let (ready, watched) = watch::channel(false);
+    let admin = Admin { registry: registry.clone(), ready: watched, handler: None };
+    let listener = bind(settings.admin, "--set admin=…").await?;
+    tracing::info!(admin = %listener.local_addr()?, cluster = settings.cluster, "a gateway starts");
+    background.spawn(chappe_node::admin::serve(listener, admin, ended.clone(), background.clone()));
+
+    // A gateway appends nothing itself: the quota is the routers' business.
+    let quota = QuotaConfig::default();
+    let parts = PartSettings {
+        cluster: &settings.cluster,
+        nats: &settings.nats,
+        redis: &settings.redis,
+        cql: &settings.cql,
+        quota: &quota,
+    };
+    let Some(parts) = parts.open(BusRole::Gateway, &world, &registry, &signals.stop).await? else {
+        return Ok(true);
+    };
+    let parts = Arc::new(parts);
+    if let Some(tls) = tls.clone() {
+        let (reload, ended) = (signals.reload.clone(), ended.clone());
+        background.spawn(async move { tls.watch(reload, ended).await });
+    }
+    let looked = Arc::clone(&parts);
+    let watching = ended.clone();
+    background.spawn(async move { looked.watch(watching, |_| ()).await });
+
+    let id = GatewayId::random(world.as_ref());
+    let config = gateway_config(id, resume_key, &settings.limits, &settings.drain, &settings.origins);
+    let budget = config.drain.budget.to_std() + CLOSING;
+    let own = Parts {
+        world,
+        store: Arc::clone(&parts.store),
+        links: parts.bus.links(),
+        presence: Arc::clone(&parts.presence) as _,
+        bells: parts.bus.doorbells(id, BELLS_MAX).await?,
+        alarms: parts.bus.alarms(),
+        verifier,
+        tls: tls.map(|tls| tls as Arc<dyn TlsSource>),
+        metrics: Arc::new(GatewayMetrics::new(&registry)?),
+    };
+    let clients = bind(settings.listen, "--set listen=…").await?;
+    tracing::info!(listen = %clients.local_addr()?, "a gateway serves");
+    ready.send_replace(true);
+    let (tasks, stop) = (TaskTracker::new(), signals.stop.clone());
+    tasks.spawn(crate::run(config, own, accepted(clients).boxed(), stop));
+
+    signals.stop.cancelled().await;
+    ready.send_replace(false);
+    let in_time = chappe_node::drain::wait(&signals.stop, &tasks, budget).await;
+    parts.bus.close().await;
+    ended.cancel();
+    background.close();
+    background.wait().await;
+    Ok(in_time)
+}

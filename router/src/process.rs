@@ -1,0 +1,98 @@
+//! The process `router`. **Invariant:** it is ready only while it can reach the store and the bus; told to stop, it finishes what
+//! it has taken.
+
+use crate::nats::BusRole;
+use crate::operations::{self, Operations};
+use crate::parts::PartSettings;
+use crate::settings::RouterSettings;
+use crate::{LocalLinks, Router, RouterMetrics, janitor};
+use anyhow::Result;
+use chappe_node::admin::Admin;
+use chappe_node::clock::SystemWorld;
+use chappe_node::config::read_secret;
+use chappe_node::listen::bind;
+use chappe_node::signal::Signals;
+use chappe_protocol::world::World;
+use prometheus::Registry;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Runs a router until the signals say stop. Returns whether what was under way ended within the budget.
+pub async fn run(settings: RouterSettings, signals: Signals) -> Result<bool> {
+    let world: Arc<dyn World> = Arc::new(SystemWorld::new());
+    let registry = Registry::new();
+    let token = read_secret(&settings.admin_token, "admin_token")?;
+    let (background, ended) = (TaskTracker::new(), CancellationToken::new());
+    let (ready, watched) = watch::channel(false);
+    let operations = Arc::new(OnceLock::new());
+    let handler = operations::handler(Arc::clone(&operations));
+    let admin = Admin { registry: registry.clone(), ready: watched, handler: Some(handler) };
+    let listener = bind(settings.admin, "--set admin=…").await?;
+    tracing::info!(admin = %listener.local_addr()?, cluster = settings.cluster, "a router starts");
+    background.spawn(chappe_node::admin::serve(listener, admin, ended.clone(), background.clone()));
+
+    let parts = PartSettings {
+        cluster: &settings.cluster,
+        nats: &settings.nats,
+        redis: &settings.redis,
+        cql: &settings.cql,
+        quota: &settings.quota,
+    };
+    let Some(parts) = parts.open(BusRole::Router, &world, &registry, &signals.stop).await? else {
+        return Ok(true);
+    };
+    let parts = Arc::new(parts);
+    let metrics = Arc::new(RouterMetrics::new(&registry)?);
+    let router = Router::new(
+        settings.limits.router(),
+        Arc::clone(&world),
+        Arc::clone(&parts.store),
+        parts.bus.links(),
+        Arc::clone(&parts.presence) as _,
+        Arc::clone(&metrics),
+    );
+    if !token.is_empty() {
+        // Operators' calls go through this very router.
+        let own = Arc::new(LocalLinks::new(metrics));
+        own.add_router(0, router.clone());
+        let _ = operations.set(Operations { store: Arc::clone(&parts.store), links: own, token });
+    }
+    let name = world.random_below(u64::MAX);
+    let server = parts.bus.serve(router.clone(), name).await?;
+    let ready = Arc::new(ready);
+    let (looked, told, stop) = (Arc::clone(&parts), Arc::clone(&ready), signals.stop.clone());
+    background.spawn(async move {
+        let bus = Arc::clone(&looked.bus);
+        looked
+            .watch(stop, |store| {
+                told.send_if_modified(|ready| {
+                    let now = store && bus.health().connected;
+                    std::mem::replace(ready, now) != now
+                });
+            })
+            .await;
+        told.send_replace(false);
+    });
+    background.spawn(janitor::run(Arc::clone(&parts.store), Arc::clone(&world), ended.clone()));
+
+    signals.stop.cancelled().await;
+    ready.send_replace(false);
+    let budget = Duration::from_millis(u64::from(settings.drain.budget_ms));
+    let in_time = tokio::time::timeout(budget, async {
+        server.close().await;
+        router.close().await;
+    });
+    let in_time = in_time.await.is_ok();
+    if !in_time {
+        tracing::warn!("the drain's budget is over, ending with requests still running");
+        router.kill();
+    }
+    parts.bus.close().await;
+    ended.cancel();
+    background.close();
+    background.wait().await;
+    Ok(in_time)
+}
