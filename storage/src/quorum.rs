@@ -61,8 +61,8 @@ pub struct QuorumFaults {
     pub power_loss: u64,
     /// Calls: an append is begun only some calls later, by a coordinator that its caller has given up.
     pub late_append: u64,
-    /// Calls: a plain slice of slots shows what one replica has. A correct quorum read never does: this stands for defects in the
-    /// merging of slices and for a replica that was replaced and not repaired; `delivery.md` reads such holes again.
+    /// Calls: a plain slice of slots lacks the rows that some one replica has not got. A correct quorum read never does: this
+    /// stands for defects in the merging of slices. `delivery.md` reads such holes again, at SERIAL.
     pub short_slice: u64,
     /// A plain read that finds replicas to differ brings them level before it answers (both databases' default), so that no
     /// later read shows less.
@@ -128,7 +128,7 @@ pub struct QuorumStats {
     pub unanswered: u64,
     /// Plain reads that found replicas to differ.
     pub differed: u64,
-    /// Slices that one replica answered alone.
+    /// Slices that were cut down to what one replica has.
     pub short_slices: u64,
 }
 

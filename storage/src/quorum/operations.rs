@@ -121,13 +121,14 @@ impl Rows for QuorumRows {
             let decide = |found: &Found<'_>| (None, self.slots_of(found.view, after, rows_max, bytes_max));
             return self.transact(&key, decide).await.map_err(read_error);
         }
-        let view = if self.happens(self.faults.short_slice) {
-            let node = self.begin().await?;
-            self.short_read(node, &key).await.map_err(read_error)?
-        } else {
-            self.read(&key).await?
-        };
-        Ok(self.slots_of(&view, after, rows_max, bytes_max))
+        let short = self.happens(self.faults.short_slice);
+        let view = self.read(&key).await?;
+        let mut rows = self.slots_of(&view, after, rows_max, bytes_max);
+        if short {
+            let copy = self.one_copy(&key).await.map_err(read_error)?;
+            rows.retain(|row| self.slot_of(&copy, row.seq).is_some());
+        }
+        Ok(rows)
     }
 
     async fn mark_lost(&self, partition: Partition, seq: Seq) -> Result<bool> {

@@ -211,9 +211,10 @@ impl QuorumRows {
         Ok(merged.view(self.clock(node)))
     }
 
-    /// What one replica has, taken for a quorum.
-    pub(super) async fn short_read(&self, node: usize, key: &Key) -> Result<View> {
+    /// What one replica has.
+    pub(super) async fn one_copy(&self, key: &Key) -> Result<View> {
         self.cluster().stats.short_slices += 1;
+        let node = self.begin().await?;
         let live = self.live();
         let copies = self.copies(&live[..1.min(live.len())], &Message::Read(key.clone())).await;
         let (_, copy) = copies.into_iter().next().ok_or_else(|| self.unanswered())?;
