@@ -43,6 +43,8 @@ pub enum Planted {
     CommitLogPeriodic,
     /// Replicas: a bucket's slots are deleted with the present time as timestamp, whatever the ballots that wrote them.
     NaiveDelete,
+    /// Replicas: the timestamp of a delete heeds the slots that can be seen, not the head's.
+    DeleteBySlots,
     /// Replicas: a coordinator does not finish the accepted proposal of another.
     UnfinishedForgotten,
     /// Replicas: TTLs end with what they are for, to the second, though coordinators' clocks differ.

@@ -89,7 +89,7 @@ impl QuorumFaults {
 
     /// Everything now and then, clocks that differ by up to an hour each way.
     pub const MANY: Self = Self {
-        delay_ms_max: 5,
+        delay_ms_max: 3,
         skew_ms_max: 3_600_000,
         fast_only: false,
         lost: 25,
@@ -101,7 +101,7 @@ impl QuorumFaults {
         power_loss: 5,
         late_append: 15,
         short_slice: 80,
-        read_repair: true,
+        read_repair: false,
     };
 }
 
@@ -241,6 +241,11 @@ impl QuorumRows {
     /// A replica loses its power and is back at once: what its log has not synced is gone.
     pub fn power_loss(&self, replica: usize) {
         self.cluster().power_loss(replica);
+    }
+
+    /// What goes wrong here.
+    pub fn faults(&self) -> QuorumFaults {
+        self.faults
     }
 
     /// What was met so far.

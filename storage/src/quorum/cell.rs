@@ -190,42 +190,48 @@ impl Cells {
             None => drop(self.cells.insert(place, cell)),
         }
     }
-
-    /// What is alive at this time, with the timestamps.
-    pub(super) fn view(self, now: UnixMillis) -> View {
-        let Self { cells, slots_deleted, deleted } = self;
-        let alive = |((row, column), cell): ((Row, Column), Cell)| {
-            let gone = match row {
-                Row::Slot(_) => deleted.max(slots_deleted),
-                Row::Static | Row::Id(_) | Row::Device(_) | Row::Minute(..) => deleted,
-            };
-            let ended = cell.until.is_some_and(|until| until <= now);
-            let kept = !ended && gone.is_none_or(|gone| cell.at > gone);
-            Some(((row, column), (cell.value.filter(|_| kept)?, cell.at)))
-        };
-        View { cells: cells.into_iter().filter_map(alive).collect() }
-    }
 }
 
-/// A partition as a client sees it.
-#[derive(Debug, Clone, Default)]
+/// A partition as a client sees it: what is alive at some time.
+#[derive(Debug, Clone)]
 pub(super) struct View {
-    cells: BTreeMap<(Row, Column), (Value, Stamp)>,
+    cells: Arc<Cells>,
+    now: UnixMillis,
 }
 
 impl View {
+    pub(super) fn new(cells: Arc<Cells>, now: UnixMillis) -> Self {
+        Self { cells, now }
+    }
+
+    fn alive<'a>(&self, row: &Row, cell: &'a Cell) -> Option<&'a Value> {
+        let gone = match row {
+            Row::Slot(_) => self.cells.deleted.max(self.cells.slots_deleted),
+            Row::Static | Row::Id(_) | Row::Device(_) | Row::Minute(..) => self.cells.deleted,
+        };
+        let ended = cell.until.is_some_and(|until| until <= self.now);
+        cell.value.as_ref().filter(|_| !ended && gone.is_none_or(|gone| cell.at > gone))
+    }
+
     pub(super) fn get(&self, row: &Row, column: Column) -> Option<&Value> {
-        self.cells.get(&(row.clone(), column)).map(|(value, _)| value)
+        let cell = self.cells.cells.get(&(row.clone(), column))?;
+        self.alive(row, cell)
     }
 
     /// The rows that have a cell of this column, in their order.
     pub(super) fn rows(&self, column: Column) -> impl Iterator<Item = (&Row, &Value)> {
-        self.cells.iter().filter(move |((_, of), _)| *of == column).map(|((row, _), (value, _))| (row, value))
+        let cells = self.cells.cells.iter().filter(move |((_, of), _)| *of == column);
+        cells.filter_map(|((row, _), cell)| Some((row, self.alive(row, cell)?)))
     }
 
-    /// The greatest timestamp of a slot's cell (CQL: WRITETIME).
+    /// The timestamp of a log's head (CQL: WRITETIME).
+    pub(super) fn head_written(&self) -> Option<Stamp> {
+        self.cells.cells.get(&(Row::Static, Column::Value)).map(|cell| cell.at)
+    }
+
+    /// The greatest timestamp of a slot's cell that is alive.
     pub(super) fn slots_written(&self) -> Option<Stamp> {
-        let slots = self.cells.iter().filter(|((row, _), _)| matches!(row, Row::Slot(_)));
-        slots.map(|(_, (_, at))| *at).max()
+        let slots = self.cells.cells.iter().filter(|((row, _), _)| matches!(row, Row::Slot(_)));
+        slots.filter(|((row, _), cell)| self.alive(row, cell).is_some()).map(|(_, cell)| cell.at).max()
     }
 }

@@ -148,9 +148,13 @@ impl Rows for QuorumRows {
 
     async fn delete_slots(&self, partition: Partition) -> Result<()> {
         let key = log(partition);
-        // At SERIAL, so that no cell hides whose commit is under way.
-        let written = self.transact(&key, |found| (None, found.view.slots_written())).await;
-        let written = written.map_err(read_error)?.unwrap_or_default();
+        // At SERIAL, so that no cell hides whose commit is under way. The slots may hide behind an earlier delete that has
+        // reached one replica only: its own timestamp nobody can read, but every append has stamped the head as well.
+        let written = |found: &Found<'_>| {
+            let head = found.view.head_written().filter(|_| !self.has(Planted::DeleteBySlots));
+            (None, found.view.slots_written().max(head))
+        };
+        let written = self.transact(&key, written).await.map_err(read_error)?.unwrap_or_default();
         let naive = self.has(Planted::NaiveDelete);
         let upto = if naive { self.now_stamp() } else { self.now_stamp().max(written) + 1 };
         let mut mutation = one(key.clone(), Write::Slots(upto));

@@ -193,22 +193,25 @@ impl QuorumRows {
         if copies.len() < QUORUM {
             return Err(self.unanswered());
         }
-        let mut merged = Cells::default();
-        for (_, copy) in &copies {
-            merged.merge(copy);
-        }
-        let behind: Vec<_> =
-            copies.iter().filter(|(_, copy)| *copy != merged).map(|(replica, _)| *replica).collect();
-        if !behind.is_empty() {
+        let (_, first) = &copies[0];
+        let mut merged = first.clone();
+        if copies.iter().any(|(_, copy)| copy != first) {
+            let all = Arc::make_mut(&mut merged);
+            copies.iter().for_each(|(_, copy)| all.merge(copy));
             self.cluster().stats.differed += 1;
             if self.faults.read_repair {
-                let repair = Message::Repair(key.clone(), Arc::new(merged.clone()));
-                if self.round(&behind, &repair).await.answers.len() < behind.len() {
-                    return Err(self.unanswered());
-                }
+                self.repair(key, &copies, &merged).await?;
             }
         }
-        Ok(merged.view(self.clock(node)))
+        Ok(View::new(merged, self.clock(node)))
+    }
+
+    /// Brings those level that lack something, before the read answers.
+    async fn repair(&self, key: &Key, copies: &[(usize, Arc<Cells>)], merged: &Arc<Cells>) -> Result<()> {
+        let behind = copies.iter().filter(|(_, copy)| copy != merged);
+        let behind: Vec<_> = behind.map(|(replica, _)| *replica).collect();
+        let replies = self.round(&behind, &Message::Repair(key.clone(), merged.clone())).await;
+        if replies.answers.len() == behind.len() { Ok(()) } else { Err(self.unanswered()) }
     }
 
     /// What one replica has.
@@ -218,10 +221,10 @@ impl QuorumRows {
         let live = self.live();
         let copies = self.copies(&live[..1.min(live.len())], &Message::Read(key.clone())).await;
         let (_, copy) = copies.into_iter().next().ok_or_else(|| self.unanswered())?;
-        Ok(copy.view(self.clock(node)))
+        Ok(View::new(copy, self.clock(node)))
     }
 
-    async fn copies(&self, of: &[usize], message: &Message) -> Vec<(usize, Cells)> {
+    async fn copies(&self, of: &[usize], message: &Message) -> Vec<(usize, Arc<Cells>)> {
         let answers = self.round(of, message).await.answers;
         let cells = |(replica, answer)| match answer {
             Answer::Cells(cells) => Some((replica, cells)),

@@ -42,7 +42,7 @@ pub(super) enum Answer {
     /// It has promised this ballot.
     Refused(Ballot),
     Done,
-    Cells(Cells),
+    Cells(Arc<Cells>),
 }
 
 /// When the commit log is synced.
@@ -59,7 +59,7 @@ pub enum CommitLog {
 
 #[derive(Debug, Clone, Default)]
 struct State {
-    partitions: BTreeMap<Key, Cells>,
+    partitions: BTreeMap<Key, Arc<Cells>>,
     paxos: BTreeMap<Key, Paxos>,
 }
 
@@ -151,6 +151,6 @@ impl State {
     }
 
     fn cells(&mut self, key: &Key) -> &mut Cells {
-        self.partitions.entry(key.clone()).or_default()
+        Arc::make_mut(self.partitions.entry(key.clone()).or_default())
     }
 }
