@@ -22,6 +22,11 @@ impl<R: Rows> SlotLog<R> {
     ) -> Result<Attached> {
         let head = self.open_head(mailbox, true).await?;
         let mut row = match self.rows.device(mailbox, device).await? {
+            // Its creation may have stopped half-way, and a trim that misses the row would not wait for it. No session was
+            // written before a creation was answered.
+            Some(row) if row.epoch == Epoch::default() && !row.revoked => {
+                self.rows.create_device(mailbox, device, head).await?
+            }
             Some(row) => row,
             None => self.new_device(mailbox, device, head).await?,
         };

@@ -39,7 +39,12 @@ impl<R: Rows> SlotLog<R> {
         // takes, since the next one removes them before it raises the floor again.
         let again = floor.bucket.0.saturating_sub(self.config.trim_buckets_max);
         let clean = self.cache.clean(mailbox).map_or(again, |clean| clean.0.clamp(again, floor.bucket.0));
-        self.delete_buckets(mailbox, clean, floor.bucket).await?;
+        if clean < floor.bucket.0 {
+            // It was read plainly, and its raising may have stopped half-way: a reader that misses it would take what is
+            // deleted here for lost. Answered by a compare-and-set it is everywhere.
+            self.rows.raise_floor(mailbox, floor).await?;
+            self.delete_buckets(mailbox, clean, floor.bucket).await?;
+        }
         if to.bucket > floor.bucket {
             let raised = self.rows.raise_floor(mailbox, to).await?;
             self.cache.learn_floor(mailbox, raised);

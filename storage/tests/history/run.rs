@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, PageEnd, Sender, SlotBody, Urgency};
 use chappe_protocol::id::{Bucket, BucketShape, ConnectionId, DeviceId, EnvelopeId, MailboxId, Seq, UserId};
 use chappe_protocol::testing::TestWorld;
-use chappe_protocol::time::Millis;
+use chappe_protocol::time::{Millis, Time};
 use chappe_protocol::world::World;
 use chappe_storage::conformance::again;
 use chappe_storage::planted::Planted;
@@ -36,6 +36,8 @@ pub(super) trait Database: Rows + Sized {
 const MAILBOX: MailboxId = MailboxId([3; 16]);
 const SENDERS: u64 = 3;
 const ENTRIES: u64 = 10;
+/// Senders give up after 24 hours, and ids live for 48.
+const TIME_MAX: Time = Time(12 * 3_600_000);
 const SHAPE: BucketShape = BucketShape { shift: 1 };
 
 /// What was seen, by everybody.
@@ -265,7 +267,7 @@ async fn device<D: Database>(
         if cluster.chance(40) {
             drop(log.trim(MAILBOX).await);
         }
-        if cluster.chance(20) {
+        if cluster.chance(20) && cluster.world.now() < TIME_MAX {
             cluster.world.advance(Millis(cluster.world.random_below(240_000)));
         }
         cluster.pause(50).await;
