@@ -61,8 +61,8 @@ pub struct QuorumFaults {
     pub power_loss: u64,
     /// Calls: an append is begun only some calls later, by a coordinator that its caller has given up.
     pub late_append: u64,
-    /// Calls: a plain slice of slots lacks the rows that some one replica has not got. A correct quorum read never does: this
-    /// stands for defects in the merging of slices. `delivery.md` reads such holes again, at SERIAL.
+    /// Stretches of calls: plain slices of slots lack the rows that some one replica has not got. A correct quorum read never
+    /// does: this stands for defects in the merging of slices. The slot log reads such holes again, at SERIAL.
     pub short_slice: u64,
     /// A plain read that finds replicas to differ brings them level before it answers (both databases' default), so that no
     /// later read shows less.
@@ -96,11 +96,11 @@ impl QuorumFaults {
         lost_reply: 25,
         late: 25,
         silent: 3,
-        down: 5,
+        down: 3,
         majority_down: 1,
-        power_loss: 5,
+        power_loss: 3,
         late_append: 15,
-        short_slice: 80,
+        short_slice: 200,
         read_repair: false,
     };
 }

@@ -9,6 +9,7 @@ use crate::rows::{Batch, Head, Partition};
 use chappe_protocol::id::Seq;
 use chappe_protocol::world::World;
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Messages under way beyond their time; more are lost instead.
@@ -20,11 +21,15 @@ const LATE_CALLS_MAX: u64 = 60;
 /// Calls until coordinators know that a replica is away.
 const KNOWN_AFTER_CALLS: u64 = 4;
 /// Calls for which a replica stays away at most.
-const DOWN_CALLS_MAX: u64 = 50;
+const DOWN_CALLS_MAX: u64 = 80;
 /// Calls for which two do.
 const MAJORITY_DOWN_CALLS_MAX: u64 = 15;
 /// Messages between two syncs of a periodic log, on average.
-const SYNC_EVERY: u64 = 300;
+const SYNC_EVERY: u64 = 1000;
+/// Calls for which slices stay short, or do not.
+const SHORT_CALLS: u64 = 64;
+/// Of 1000 writes for a replica that is known to be away, so many reach it later.
+const HINTED: u64 = 200;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Away {
@@ -57,6 +62,8 @@ pub(super) struct Cluster {
     numbers: u64,
     late: VecDeque<Late>,
     late_appends: VecDeque<LateAppend>,
+    /// The present stretch of calls, and whose rows alone slices show in it.
+    short: (u64, Option<usize>),
     /// The last ballot of each coordinator.
     pub(super) ballots: [u64; REPLICAS],
     pub(super) stats: QuorumStats,
@@ -71,6 +78,7 @@ impl Cluster {
             numbers: 0,
             late: VecDeque::new(),
             late_appends: VecDeque::new(),
+            short: (u64::MAX, None),
             ballots: [0; REPLICAS],
             stats: QuorumStats::default(),
         }
@@ -279,10 +287,22 @@ impl QuorumRows {
             Message::Prepare(..) | Message::Propose(..) | Message::Read(_) | Message::Repair(..) => false,
         };
         for replica in 0..REPLICAS {
-            if kept && !to.contains(&replica) && self.happens(500) {
+            if kept && !to.contains(&replica) && self.happens(HINTED) {
                 self.cluster().delay(replica, message.clone(), LATE_CALLS_MAX);
             }
         }
+    }
+
+    /// The replica whose rows alone a slice shows just now.
+    pub(super) fn short_replica(&self) -> Option<usize> {
+        let drawn = self.happens(self.faults.short_slice).then(|| self.below(REPLICAS));
+        let on = self.on.load(Ordering::SeqCst);
+        let mut cluster = self.cluster();
+        let stretch = cluster.calls / SHORT_CALLS;
+        if cluster.short.0 != stretch {
+            cluster.short = (stretch, drawn);
+        }
+        cluster.short.1.filter(|_| on)
     }
 
     pub(super) fn next_late_append(&self, calls: u64) -> Option<LateAppend> {

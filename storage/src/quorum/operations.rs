@@ -121,11 +121,11 @@ impl Rows for QuorumRows {
             let decide = |found: &Found<'_>| (None, self.slots_of(found.view, after, rows_max, bytes_max));
             return self.transact(&key, decide).await.map_err(read_error);
         }
-        let short = self.happens(self.faults.short_slice);
+        let short = self.short_replica();
         let view = self.read(&key).await?;
         let mut rows = self.slots_of(&view, after, rows_max, bytes_max);
-        if short {
-            let copy = self.one_copy(&key).await.map_err(read_error)?;
+        if let Some(replica) = short {
+            let copy = self.one_copy(&key, replica).await.map_err(read_error)?;
             rows.retain(|row| self.slot_of(&copy, row.seq).is_some());
         }
         Ok(rows)

@@ -187,7 +187,7 @@ impl QuorumRows {
         let (ask, spare) = live.split_at(QUORUM.min(live.len()));
         let message = Message::Read(key.clone());
         let mut copies = self.copies(ask, &message).await;
-        if copies.len() < QUORUM && self.below(2) == 0 {
+        if copies.len() < QUORUM {
             copies.extend(self.copies(spare, &message).await);
         }
         if copies.len() < QUORUM {
@@ -215,11 +215,10 @@ impl QuorumRows {
     }
 
     /// What one replica has.
-    pub(super) async fn one_copy(&self, key: &Key) -> Result<View> {
+    pub(super) async fn one_copy(&self, key: &Key, replica: usize) -> Result<View> {
         self.cluster().stats.short_slices += 1;
         let node = self.begin().await?;
-        let live = self.live();
-        let copies = self.copies(&live[..1.min(live.len())], &Message::Read(key.clone())).await;
+        let copies = self.copies(&[replica], &Message::Read(key.clone())).await;
         let (_, copy) = copies.into_iter().next().ok_or_else(|| self.unanswered())?;
         Ok(View::new(copy, self.clock(node)))
     }
