@@ -126,7 +126,9 @@ async fn without_a_majority_nothing_is_accepted() {
             attach(&log, "phone").await;
             case.fill(&log, 1..=4).await;
             let away = [seed % 3, (seed + 1) % 3].map(|replica| usize::try_from(replica).unwrap());
-            away.iter().for_each(|replica| case.rows.put_down(*replica, known));
+            for replica in away {
+                case.rows.put_down(replica, known);
+            }
             for log in [&log, &case.log()] {
                 let answer = log.append(MAILBOX, &[case.entry(5)], None).await;
                 match answer {

@@ -154,7 +154,7 @@ impl Write {
 /// A partition as one replica has it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Cells {
-    cells: BTreeMap<(Row, Column), Cell>,
+    by_place: BTreeMap<(Row, Column), Cell>,
     slots_deleted: Option<Stamp>,
     deleted: Option<Stamp>,
 }
@@ -178,16 +178,16 @@ impl Cells {
     pub(super) fn merge(&mut self, other: &Self) {
         self.slots_deleted = self.slots_deleted.max(other.slots_deleted);
         self.deleted = self.deleted.max(other.deleted);
-        for (place, cell) in &other.cells {
+        for (place, cell) in &other.by_place {
             self.put(place.clone(), cell.clone());
         }
     }
 
     fn put(&mut self, place: (Row, Column), cell: Cell) {
-        match self.cells.get_mut(&place) {
+        match self.by_place.get_mut(&place) {
             Some(old) if !cell.beats(old) => {}
             Some(old) => *old = cell,
-            None => drop(self.cells.insert(place, cell)),
+            None => drop(self.by_place.insert(place, cell)),
         }
     }
 }
@@ -214,24 +214,24 @@ impl View {
     }
 
     pub(super) fn get(&self, row: &Row, column: Column) -> Option<&Value> {
-        let cell = self.cells.cells.get(&(row.clone(), column))?;
+        let cell = self.cells.by_place.get(&(row.clone(), column))?;
         self.alive(row, cell)
     }
 
     /// The rows that have a cell of this column, in their order.
     pub(super) fn rows(&self, column: Column) -> impl Iterator<Item = (&Row, &Value)> {
-        let cells = self.cells.cells.iter().filter(move |((_, of), _)| *of == column);
+        let cells = self.cells.by_place.iter().filter(move |((_, of), _)| *of == column);
         cells.filter_map(|((row, _), cell)| Some((row, self.alive(row, cell)?)))
     }
 
     /// The timestamp of a log's head (CQL: WRITETIME).
     pub(super) fn head_written(&self) -> Option<Stamp> {
-        self.cells.cells.get(&(Row::Static, Column::Value)).map(|cell| cell.at)
+        self.cells.by_place.get(&(Row::Static, Column::Value)).map(|cell| cell.at)
     }
 
     /// The greatest timestamp of a slot's cell that is alive.
     pub(super) fn slots_written(&self) -> Option<Stamp> {
-        let slots = self.cells.cells.iter().filter(|((row, _), _)| matches!(row, Row::Slot(_)));
+        let slots = self.cells.by_place.iter().filter(|((row, _), _)| matches!(row, Row::Slot(_)));
         slots.filter(|((row, _), cell)| self.alive(row, cell).is_some()).map(|(_, cell)| cell.at).max()
     }
 }

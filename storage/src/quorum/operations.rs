@@ -290,13 +290,12 @@ impl Rows for QuorumRows {
 
     async fn create_user(&self, user: &UserId, mailbox: MailboxId) -> Result<User> {
         let key = Key::User(user.clone());
-        let decide = |found: &Found<'_>| match user_of(found.view).filter(|user| !user.erased) {
-            Some(there) => (None, there),
-            None => {
-                let fresh = User { mailbox, erased: false };
-                let write = Write::set(Row::Static, Column::Value, Value::User(fresh));
-                (Some(one(key.clone(), write)), fresh)
+        let decide = |found: &Found<'_>| {
+            if let Some(there) = user_of(found.view).filter(|user| !user.erased) {
+                return (None, there);
             }
+            let fresh = User { mailbox, erased: false };
+            (Some(one(key.clone(), Write::set(Row::Static, Column::Value, Value::User(fresh)))), fresh)
         };
         self.transact(&key, decide).await
     }

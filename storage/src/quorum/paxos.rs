@@ -197,7 +197,9 @@ impl QuorumRows {
         let mut merged = first.clone();
         if copies.iter().any(|(_, copy)| copy != first) {
             let all = Arc::make_mut(&mut merged);
-            copies.iter().for_each(|(_, copy)| all.merge(copy));
+            for (_, copy) in &copies {
+                all.merge(copy);
+            }
             self.cluster().stats.differed += 1;
             if self.faults.read_repair {
                 self.repair(key, &copies, &merged).await?;

@@ -9,7 +9,7 @@ use crate::planted::Planted;
 use crate::rows::{Floor, Head, Rows, SlotRow};
 use crate::{Device, Entry, EntryPayload, User};
 use bytes::Bytes;
-use chappe_protocol::id::{DeviceId, EnvelopeId, Seq};
+use chappe_protocol::id::{ConnectionId, DeviceId, EnvelopeId, Epoch, Seq};
 use chappe_protocol::time::{Millis, UnixMillis};
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ pub(super) fn device_of(view: &View, device: &DeviceId) -> Option<(Device, UnixM
     let Some(Value::Device(since, created_at)) = view.get(&row, Column::Value) else { return None };
     let (epoch, connection, at) = match view.get(&row, Column::Session) {
         Some(Value::Session(epoch, connection, at)) => (*epoch, *connection, *at),
-        Some(_) | None => (Default::default(), Default::default(), *created_at),
+        Some(_) | None => (Epoch::default(), ConnectionId::default(), *created_at),
     };
     let revoked = view.get(&row, Column::Revoked).is_some();
     Some((Device { device: device.clone(), since: *since, revoked, epoch, connection }, at))
