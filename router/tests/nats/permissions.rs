@@ -1,0 +1,131 @@
+//! What the server lets each role do, with the rules of `dev/conf/nats-users.conf`.
+
+use crate::common::{lists, outcomes, submit_of};
+use crate::server::Server;
+use crate::support::{BUDGET, Cluster, soon, until};
+use async_nats::{Client, ConnectOptions, Event};
+use chappe_protocol::internode::{Outcome, Request};
+use chappe_router::nats::Credentials;
+use futures_util::StreamExt;
+use std::sync::{Arc, Mutex};
+
+/// A server with the rules, and a cluster on it with the credentials.
+async fn start() -> (Server, Cluster, String) {
+    let router = nkeys::KeyPair::new_user();
+    let router_seed = router.seed().unwrap();
+    let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/../dev/conf/nats-users.conf");
+    let name = crate::support::cluster_name();
+    let rules = std::fs::read_to_string(rules).unwrap();
+    let (head, rules) = rules.split_once("authorization {").unwrap();
+    assert!(head.lines().all(|line| line.starts_with('#')));
+    let rules = rules
+        .replace("{{cluster}}", &name)
+        .replace("{{gateway}}", "user: gateway, password: secret")
+        .replace("{{router}}", &format!("nkey: {}", router.public_key()));
+    let server = Server::start(&format!("max_payload: 8MB\nauthorization {{{rules}")).await;
+    let mut cluster = Cluster::at(&server.url());
+    let (password, seed) = (server.folder.path().join("password"), server.folder.path().join("seed"));
+    std::fs::write(&password, "gateway:secret\n").unwrap();
+    std::fs::write(&seed, format!("{router_seed}\n")).unwrap();
+    for config in [&mut cluster.gateway_config, &mut cluster.router_config] {
+        config.cluster_name.clone_from(&name);
+    }
+    cluster.gateway_config.credentials = Credentials::UserPasswordFile(password);
+    cluster.router_config.credentials = Credentials::NkeySeedFile(seed);
+    (server, cluster, router_seed)
+}
+
+/// A client with a role's credentials and without our code, and what the server forbade it.
+async fn raw(options: ConnectOptions, server: &Server) -> (Client, Arc<Mutex<Vec<String>>>) {
+    let denied = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&denied);
+    let options = options.event_callback(move |event| {
+        let noted = Arc::clone(&noted);
+        async move {
+            if let Event::ServerError(error) = event {
+                noted.lock().unwrap().push(error.to_string().to_lowercase());
+            }
+        }
+    });
+    (options.connect(server.url()).await.unwrap(), denied)
+}
+
+async fn is_denied(denied: &Mutex<Vec<String>>, what: &str, subject: &str) {
+    let wanted = format!("permissions violation for {what} to \"{}", subject.to_lowercase());
+    until(&format!("{what} to {subject} is denied"), || {
+        let mut denied = denied.lock().unwrap();
+        let at = denied.iter().position(|line| line.contains(&wanted));
+        at.map(|at| denied.remove(at)).is_some()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_role_can_do_its_work_and_nothing_else() {
+    let (server, cluster, router_seed) = start().await;
+    let name = cluster.gateway_config.cluster_name.clone();
+
+    // The work.
+    let gateway = cluster.gateway().await;
+    let mut bells = gateway.bus.doorbells(gateway.id, 8).await.unwrap();
+    let router = cluster.router(1).await;
+    gateway.hears(1).await;
+    let ben = cluster.mailbox("ben").await;
+    cluster.lease(ben, gateway.id).await;
+    let request = Request::Submit(submit_of("ana", ben, None, &[1]));
+    let reply = gateway.links.request(ben, request, BUDGET).await.unwrap();
+    assert_eq!(outcomes(&lists(reply)), [Outcome::Accepted]);
+    soon("the bell", bells.recv()).await.unwrap();
+
+    // Not as a gateway: ring, announce, beat, answer, take requests.
+    let (client, denied) =
+        raw(ConnectOptions::with_user_and_password("gateway".into(), "secret".into()), &server).await;
+    let bell = format!("chappe.{name}.bell.{}", gateway.id);
+    let answer = format!("chappe.{name}.reply.someone.1");
+    for subject in [&bell, &format!("chappe.{name}.up"), &format!("chappe.{name}.router.1.beat"), &answer] {
+        client.publish(subject.clone(), "x".into()).await.unwrap();
+        is_denied(&denied, "publish", subject).await;
+    }
+    for subject in [format!("chappe.{name}.ask"), format!("chappe.{name}.router.*.ask"), ">".to_owned()] {
+        let _subscription = client.subscribe(subject.clone()).await.unwrap();
+        is_denied(&denied, "subscription", &subject).await;
+    }
+    let ask = format!("chappe.{name}.ask");
+    let _group = client.queue_subscribe(ask.clone(), "routers".to_owned()).await.unwrap();
+    is_denied(&denied, "subscription", &ask).await;
+    assert!(bells.try_recv().is_err(), "no bell came of it");
+    assert_eq!(gateway.metrics.invalid.get(), 0, "nothing reached our gateway");
+
+    // Not as a router: ask, answer who did not ask, hear answers and bells.
+    let (client, denied) = raw(ConnectOptions::with_nkey(router_seed), &server).await;
+    for subject in [&format!("chappe.{name}.router.1.ask"), &ask, &answer] {
+        client.publish(subject.clone(), "x".into()).await.unwrap();
+        is_denied(&denied, "publish", subject).await;
+    }
+    for subject in [format!("chappe.{name}.reply.>"), bell, ask.clone(), ">".to_owned()] {
+        let _subscription = client.subscribe(subject.clone()).await.unwrap();
+        is_denied(&denied, "subscription", &subject).await;
+    }
+    assert_eq!(
+        (gateway.metrics.denied.get(), router.metrics.denied.get()),
+        (0, 0),
+        "our own code tries nothing else"
+    );
+}
+
+#[tokio::test]
+async fn nobody_gets_on_the_bus_without_credentials() {
+    let (server, _cluster, _seed) = start().await;
+    assert!(async_nats::connect(server.url()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_subscriber_of_another_cluster_hears_nothing() {
+    let (server, cluster, router_seed) = start().await;
+    let (client, denied) = raw(ConnectOptions::with_nkey(router_seed), &server).await;
+    let mut other = client.subscribe("chappe.other.who").await.unwrap();
+    is_denied(&denied, "subscription", "chappe.other.who").await;
+    let gateway = cluster.gateway().await;
+    gateway.bus.close().await;
+    assert!(tokio::time::timeout(std::time::Duration::ZERO, other.next()).await.is_err());
+}
