@@ -327,3 +327,21 @@ fn weaken(reply: Reply) -> Reply {
 }
 
 const _: () = assert!(ATTEMPTS_MAX < COMMANDS_MAX, "one request does not fill the driver's queue");
+
+#[cfg(test)]
+mod tests {
+    use super::{Outcome, Reply, weaken};
+    use chappe_protocol::id::{EnvelopeId, MailboxId};
+    use chappe_protocol::internode::{EntryResult, ListReply};
+
+    #[test]
+    fn who_was_asked_second_cannot_say_that_certainly_nothing_was_written() {
+        let list = |outcomes: [Outcome; 3]| {
+            let results =
+                outcomes.map(|outcome| EntryResult { envelope_id: EnvelopeId::default(), outcome }).into();
+            Reply::Submit(vec![ListReply { mailbox: MailboxId::default(), head_bucket: None, results }])
+        };
+        let said = list([Outcome::Accepted, Outcome::Unavailable, Outcome::NotAttempted]);
+        assert_eq!(weaken(said), list([Outcome::Accepted, Outcome::Unknown, Outcome::NotAttempted]));
+    }
+}
