@@ -226,4 +226,27 @@ mod tests {
             assert!(*kind != Kind::Conditional || conditional, "{text}");
         }
     }
+
+    #[test]
+    fn each_kind_is_sent_at_its_consistency_and_never_twice_at_once() {
+        let profiles = Profiles::new(Some("here"), Duration::from_secs(1));
+        for (kind, consistency) in [
+            (Kind::Read, Consistency::LocalQuorum),
+            (Kind::SerialRead, Consistency::LocalSerial),
+            (Kind::Write, Consistency::LocalQuorum),
+            (Kind::Conditional, Consistency::LocalQuorum),
+            (Kind::Append, Consistency::LocalQuorum),
+        ] {
+            let profile = profiles.of(kind).to_profile();
+            assert_eq!(profile.get_consistency(), consistency, "{kind:?}");
+            assert_eq!(profile.get_serial_consistency(), Some(SerialConsistency::LocalSerial));
+            assert!(profile.get_speculative_execution_policy().is_none(), "{kind:?}");
+            let retries = format!("{:?}", profile.get_retry_policy());
+            assert_eq!(retries.contains("Fallthrough"), !kind.reads(), "{kind:?}: {retries}");
+        }
+        let serial = |start: &str| {
+            TEXTS.iter().any(|(kind, text)| *kind == Kind::SerialRead && text.starts_with(start))
+        };
+        assert!(serial("SELECT DISTINCT mailbox, bucket, head"), "a head register is read at SERIAL");
+    }
 }
