@@ -53,7 +53,7 @@ pub(crate) async fn heed(gateway: &Gateway, mut alarms: watch::Receiver<u64>) {
         gateway.probe_now.notify_one();
     }
     // Nobody raises alarms any more.
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// What is remembered for a while takes no memory for long when traffic stops.

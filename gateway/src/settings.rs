@@ -130,6 +130,7 @@ impl Door<'_> {
     pub fn check(self, self_made: bool) -> Result<(), ConfigError> {
         let Self { listen, admin, tls, token } = self;
         let local = listen.ip().is_loopback();
+        let self_made_will_do = local && self_made;
         if is_set(&tls.certificate) != is_set(&tls.key) {
             return Err(ConfigError::value("tls", "tls.certificate and tls.key go together; one is missing"));
         }
@@ -140,7 +141,7 @@ impl Door<'_> {
             let hint = "plain WebSocket is served on loopback only; give tls.certificate and tls.key, or set tls.behind_proxy = true if a proxy ends TLS";
             return Err(ConfigError::value("tls.off", hint));
         }
-        if !tls.off && !is_set(&tls.certificate) && !(local && self_made) {
+        if !(tls.off || is_set(&tls.certificate) || self_made_will_do) {
             let hint = if self_made {
                 "the self-made certificate serves on loopback only; give tls.certificate and tls.key"
             } else {
@@ -148,7 +149,7 @@ impl Door<'_> {
             };
             return Err(ConfigError::value("tls.certificate", hint));
         }
-        if !is_set(&token.key) && !(local && self_made) {
+        if !(is_set(&token.key) || self_made_will_do) {
             let hint = if self_made {
                 "the self-made token key serves on loopback only; give token.key"
             } else {

@@ -152,7 +152,8 @@ async fn tries<T, F: Future<Output = Result<T, Refused>>>(
         let tried = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(None),
-            tried = open() => tried,
+            // A driver's connect is a large future.
+            tried = Box::pin(open()) => tried,
         };
         match tried {
             Ok(opened) => return Ok(Some(opened)),

@@ -199,8 +199,8 @@ fn registered() -> BTreeSet<String> {
     chappe_gateway::GatewayMetrics::new(&registry).unwrap();
     chappe_router::PresenceMetrics::new(&registry).unwrap().calls.with_label_values(&["lease", "ok"]).inc();
     chappe_router::store_metrics::StoreMetrics::new(&registry).unwrap().observe(
-        &Default::default(),
-        &Default::default(),
+        &chappe_storage::scylla::ScyllaStats::default(),
+        &chappe_storage::slotlog::LogStats::default(),
         true,
     );
     let mut names: BTreeSet<String> =

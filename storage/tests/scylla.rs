@@ -3,6 +3,9 @@
 
 #[path = "support/cql.rs"]
 mod cql;
+
+/// Names the database.
+const URL: &str = "CHAPPE_TEST_CQL_URL";
 #[path = "support/skewed.rs"]
 mod skewed;
 

@@ -1,8 +1,11 @@
-//! The laws of log and idempotence while one replica of three is dead (`dev/deps start cql3`, `CHAPPE_TEST_CQL_URL`).
+//! The laws of log and idempotence while one replica of three is dead (`dev/deps start cql3`, `CHAPPE_TEST_CQL3_URL`).
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
 #[path = "support/cql.rs"]
 mod cql;
+
+/// Names the database.
+const URL: &str = "CHAPPE_TEST_CQL3_URL";
 
 use chappe_storage::conformance::{self, Bench};
 use cql::Cql;
@@ -28,10 +31,7 @@ impl Drop for Mended {
 #[tokio::test]
 async fn the_log_goes_on_with_a_replica_less() {
     let nodes = cql::config_of("unused").nodes.len();
-    assert!(
-        nodes == 3,
-        "CHAPPE_TEST_CQL_URL names {nodes} nodes: `dev/deps start cql3`, `eval \"$(dev/deps env three)\"`"
-    );
+    assert!(nodes == 3, "CHAPPE_TEST_CQL3_URL names {nodes} nodes, three are needed");
     cql::keyspace().await;
     // Sessions that live through it, and one begun before.
     let begun = Bench::<Cql>::open().await;

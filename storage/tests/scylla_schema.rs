@@ -4,6 +4,9 @@
 #[path = "support/cql.rs"]
 mod cql;
 
+/// Names the database.
+const URL: &str = "CHAPPE_TEST_CQL_URL";
+
 use chappe_protocol::id::{Bucket, MailboxId, Seq};
 use chappe_protocol::testing::TestWorld;
 use chappe_protocol::time::Millis;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 impl Database for QuorumRows {
     fn open(world: Arc<TestWorld>, seed: u64, planted: Option<Planted>) -> Self {
         // Every other database never brings replicas level by itself.
-        let faults = QuorumFaults { read_repair: seed % 2 == 0, ..QuorumFaults::MANY };
+        let faults = QuorumFaults { read_repair: seed.is_multiple_of(2), ..QuorumFaults::MANY };
         QuorumRows::new(world, seed, faults, planted)
     }
 

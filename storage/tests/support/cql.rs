@@ -1,4 +1,4 @@
-//! A keyspace of its own for each test process, on the database of `CHAPPE_TEST_CQL_URL`; and the passing of days there.
+//! A keyspace of its own for each test process, on the database that `super::URL` names; and the passing of days there.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use async_trait::async_trait;
@@ -21,14 +21,14 @@ use tokio::sync::OnceCell;
 /// The database's address.
 #[allow(clippy::disallowed_methods, reason = "tests are told by the environment where the real parts are")]
 pub(crate) fn url() -> String {
-    std::env::var("CHAPPE_TEST_CQL_URL").expect(
-        "CHAPPE_TEST_CQL_URL is not set: run `dev/deps start one` and `eval \"$(dev/deps env one)\"` first",
+    std::env::var(super::URL).expect(
+        "CHAPPE_TEST_CQL_URL or CHAPPE_TEST_CQL3_URL is not set: run ./test, or what dev/README.md says under Tests",
     )
 }
 
 /// How to reach it, with as many copies of each row as it has nodes, three at most; without a schema yet.
 pub(crate) fn config_of(keyspace: &str) -> ScyllaConfig {
-    let mut config = ScyllaConfig::from_url(&url()).expect("CHAPPE_TEST_CQL_URL is a cql:// address");
+    let mut config = ScyllaConfig::from_url(&url()).expect("a cql:// address");
     config.keyspace = keyspace.into();
     config.replication = u8::try_from(config.nodes.len().min(3)).unwrap();
     // These machines are small and busy.
