@@ -21,6 +21,9 @@ impl Balancer {
     /// Of the authorities `host:port` in these URLs, all of one scheme. Errors: none given, two schemes, a URL without a port.
     pub fn of(urls: &[String]) -> Result<Self, String> {
         let scheme = |url: &str| url.split_once("://").map(|(scheme, _)| scheme.to_owned());
+        if urls.is_empty() {
+            return Err("--server: name one at least".into());
+        }
         let first = urls.first().and_then(|url| scheme(url));
         let mut servers = Vec::new();
         for url in urls {

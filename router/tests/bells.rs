@@ -243,7 +243,9 @@ async fn a_probe_tells_no_head_of_an_erased_mailbox() {
     let ben = cluster.mailbox("ben", &["phone"]).await;
     cluster.submit(submit_of("ana", ben, None, &[1])).await;
     cluster.store.inner.erase(&UserId::new("ben").unwrap()).await.unwrap();
-    assert_eq!(heads(&probe(&cluster, None, vec![(ben, Seq(1))]).await), []);
+    let reply = probe(&cluster, None, vec![(ben, Seq(1))]).await;
+    assert_eq!(heads(&reply), [(ben, Seq(1))], "none but the known one");
+    assert!(reply.news.iter().all(|news| news.erased));
 }
 
 #[tokio::test(start_paused = true)]
