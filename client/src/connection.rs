@@ -217,6 +217,7 @@ impl Driver {
             link.close_sent = true;
             return Some(Outbound::Close(1000));
         } else if let Some(submit) = self.outbox.poll_send(now, link.limits.submits_in_flight_max as usize) {
+            tracing::debug!(submit = %submit.submit_id, attempt = submit.attempt, "submit sent");
             ClientFrame::Submit(submit)
         } else {
             ClientFrame::Submit(link.pop_ephemeral()?)
@@ -296,7 +297,10 @@ impl Driver {
                 self.inbox.put(Event::BacklogEnd);
             }
             ServerFrame::Pong { upto, .. } => self.inbox.on_upto(upto),
-            ServerFrame::SubmitResult(result) => self.outbox.on_result(now, result, &*settings.world),
+            ServerFrame::SubmitResult(result) => {
+                tracing::debug!(submit = %result.submit_id, attempt = result.attempt, "submit answered");
+                self.outbox.on_result(now, result, &*settings.world);
+            }
             ServerFrame::Ephemeral { sender, payload, urgency } => {
                 self.inbox.put(Event::Ephemeral { sender, payload, urgency });
             }

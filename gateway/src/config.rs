@@ -10,6 +10,7 @@ use chappe_protocol::time::Millis;
 use chappe_protocol::world::World;
 use chappe_router::links::Links;
 use chappe_router::presence::Presence;
+use chappe_router::trace::Traces;
 use chappe_storage::Store;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -50,6 +51,8 @@ pub struct Parts {
     pub tls: Option<Arc<dyn TlsSource>>,
     /// Counters and gauges.
     pub metrics: Arc<GatewayMetrics>,
+    /// Remembers for operators what was delivered.
+    pub traces: Arc<Traces>,
 }
 
 impl std::fmt::Debug for Parts {

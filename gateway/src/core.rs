@@ -17,7 +17,7 @@ use crate::transport::{Inbound, Transport, TransportError};
 use bytes::Bytes;
 use chappe_protocol::close::CloseCode;
 use chappe_protocol::envelope::{Page, Sender};
-use chappe_protocol::frame::{ClientFrame, FrameError, Limits, Secret, ServerFrame, Submit};
+use chappe_protocol::frame::{ClientFrame, FrameError, Limits, Secret, ServerFrame, Submit, SubmitResult};
 use chappe_protocol::id::{Seq, SubmitId, UserId};
 use chappe_protocol::session::{Action, Session};
 use chappe_protocol::time::{Millis, Time};
@@ -401,8 +401,11 @@ impl Core {
 
     fn tell<T: Transport>(&mut self, transport: &mut T, frame: &ServerFrame) {
         queue_frame(transport, frame);
-        if matches!(frame, ServerFrame::Deliver(_)) {
+        if let ServerFrame::Deliver(deliver) = frame {
             self.gateway.metrics.delivered_total.inc();
+            tracing::debug!(envelope = %deliver.envelope_id, "delivered");
+            let (mailbox, at) = (self.handle.mailbox, self.gateway.world.wall());
+            self.gateway.traces.delivered(deliver.envelope_id, mailbox, deliver.seq, at);
             #[cfg(feature = "testing")]
             if self.gateway.has_bug(crate::faults::Bug::AckOnSend) {
                 self.session.handle_ack(self.now, self.session.told());
@@ -417,6 +420,7 @@ impl Core {
                 let word = target.outcome.word();
                 self.gateway.metrics.outcomes_total.with_label_values(&[word]).inc();
             }
+            log_answer(&finished.result);
             let seconds = (self.now - finished.started).to_std().as_secs_f64();
             self.gateway.metrics.submit_seconds.observe(seconds);
             self.answers.push(ServerFrame::SubmitResult(finished.result));
@@ -470,5 +474,14 @@ impl Core {
             [self.session.poll_timeout(), self.drained_at, self.write_deadline(), self.peek_deadline()];
         let Some(at) = optional.into_iter().flatten().chain([self.valid_until]).min() else { return };
         self.gateway.timers.arm(&self.handle, &mut self.armed, at);
+    }
+}
+
+/// The sender knows these ids, too; they lead to the lines of router and store.
+fn log_answer(answer: &SubmitResult) {
+    let submit = answer.submit_id;
+    for target in &answer.results {
+        let (envelope, outcome) = (target.envelope_id.unwrap_or_default(), target.outcome.word());
+        tracing::debug!(%submit, attempt = answer.attempt, %envelope, outcome, "answered");
     }
 }

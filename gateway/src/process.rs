@@ -7,7 +7,7 @@ use anyhow::Result;
 use aws_lc_rs::digest::{SHA256, digest};
 use chappe_node::admin::Admin;
 use chappe_node::clock::SystemWorld;
-use chappe_node::config::{ConfigError, read_file};
+use chappe_node::config::{ConfigError, read_file, read_secret};
 use chappe_node::listen::bind;
 use chappe_node::process::Settings;
 use chappe_node::signal::Signals;
@@ -15,14 +15,16 @@ use chappe_node::telemetry::LogConfig;
 use chappe_protocol::id::GatewayId;
 use chappe_protocol::world::World;
 use chappe_router::nats::BusRole;
+use chappe_router::operations::{self, Operations};
 use chappe_router::parts::PartSettings;
 use chappe_router::settings::{CqlSettings, NatsSettings, QuotaConfig, RedisSettings};
+use chappe_router::trace::Traces;
 use futures_util::StreamExt;
 use prometheus::Registry;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +47,8 @@ pub struct GatewaySettings {
     pub listen: SocketAddr,
     /// The admin port: health, readiness, metrics. Never for clients.
     pub admin: SocketAddr,
+    /// File with the token that operators' calls on the admin port must bring. Empty: there are no such calls.
+    pub admin_token: PathBuf,
     /// Origins (`https://chat.example`) whose pages may connect.
     pub origins: Vec<String>,
     /// File with at least 32 random bytes, the same on all gateways: a session resumes on any of them. Empty: on this one only.
@@ -73,6 +77,7 @@ impl Default for GatewaySettings {
             cluster: "chappe".into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 7440)),
             admin: SocketAddr::from(([127, 0, 0, 1], 7441)),
+            admin_token: PathBuf::new(),
             origins: Vec::new(),
             resume_key: PathBuf::new(),
             tls: TlsConfig::default(),
@@ -129,7 +134,10 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
     let verifier = Arc::new(settings.token.open(None)?);
     let resume_key = resume_key(&settings.resume_key, world.as_ref())?;
     let (ready, watched) = watch::channel(false);
-    let admin = Admin { registry: registry.clone(), ready: watched, handler: None };
+    let token = read_secret(&settings.admin_token, "admin_token")?;
+    let operations = Arc::new(OnceLock::new());
+    let handler = operations::handler(Arc::clone(&operations));
+    let admin = Admin { registry: registry.clone(), ready: watched, handler: Some(handler) };
     let listener = bind(settings.admin, "--set admin=…").await?;
     tracing::info!(admin = %listener.local_addr()?, cluster = settings.cluster, "a gateway starts");
     background.spawn(chappe_node::admin::serve(listener, admin, ended.clone(), background.clone()));
@@ -155,6 +163,11 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
     let watching = ended.clone();
     background.spawn(async move { looked.watch(watching, |_| ()).await });
 
+    let traces = Arc::new(Traces::default());
+    if !token.is_empty() {
+        let (store, links) = (Arc::clone(&parts.store), parts.bus.links());
+        let _ = operations.set(Operations { store, links, traces: vec![Arc::clone(&traces)], token });
+    }
     let id = GatewayId::random(world.as_ref());
     let config = gateway_config(id, resume_key, &settings.limits, &settings.drain, &settings.origins);
     let budget = config.drain.budget.to_std() + CLOSING;
@@ -168,6 +181,7 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
         verifier,
         tls: tls.map(|tls| tls as Arc<dyn TlsSource>),
         metrics: Arc::new(GatewayMetrics::new(&registry)?),
+        traces: Arc::clone(&traces),
     };
     let clients = bind(settings.listen, "--set listen=…").await?;
     tracing::info!(listen = %clients.local_addr()?, "a gateway serves");

@@ -15,6 +15,7 @@ use chappe_protocol::internode::Doorbell;
 use chappe_protocol::world::World;
 use chappe_router::links::Links;
 use chappe_router::presence::Presence;
+use chappe_router::trace::Traces;
 use chappe_storage::Store;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
@@ -31,6 +32,7 @@ pub(crate) struct Gateway {
     pub(crate) verifier: Arc<TokenVerifier>,
     pub(crate) tls: Option<Arc<dyn TlsSource>>,
     pub(crate) metrics: Arc<GatewayMetrics>,
+    pub(crate) traces: Arc<Traces>,
     pub(crate) resume: ResumeKey,
     pub(crate) registry: Registry,
     pub(crate) timers: Timers,
@@ -57,7 +59,7 @@ impl Gateway {
         parts: Parts,
         drain: CancellationToken,
     ) -> (Arc<Self>, mpsc::Receiver<Doorbell>, watch::Receiver<u64>) {
-        let Parts { world, store, links, presence, bells, alarms, verifier, tls, metrics } = parts;
+        let Parts { world, store, links, presence, bells, alarms, verifier, tls, metrics, traces } = parts;
         let admission = Mutex::new(Bucket::full(world.now(), config.handshakes_burst));
         let gateway = Self {
             resume: ResumeKey::new(&config.resume_key),
@@ -71,6 +73,7 @@ impl Gateway {
             verifier,
             tls,
             metrics,
+            traces,
             registry: Registry::default(),
             timers: Timers::default(),
             users: Users::default(),

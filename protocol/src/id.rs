@@ -21,6 +21,13 @@ macro_rules! id128 {
                 &self.0
             }
 
+            /// Reads 32 hexadecimal digits, as it is printed; `None` for anything else.
+            pub fn from_hex(digits: &str) -> Option<Self> {
+                let hex = digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+                let value = hex.then(|| u128::from_str_radix(digits, 16).ok())??;
+                Some(Self(value.to_be_bytes()))
+            }
+
             /// A fresh random id.
             pub fn random(world: &dyn crate::world::World) -> Self {
                 let mut bytes = [0; 16];
@@ -243,9 +250,19 @@ pub struct Epoch(pub u64);
 
 #[cfg(test)]
 mod tests {
-    use super::ConnectionId;
+    use super::{ConnectionId, SubmitId};
     use crate::testing::TestWorld;
     use crate::time::{Millis, UnixMillis};
+
+    #[test]
+    fn what_is_printed_can_be_read_again() {
+        let id = SubmitId(core::array::from_fn(|n| u8::try_from(n * 17).unwrap_or_default()));
+        assert_eq!(SubmitId::from_hex(&alloc::format!("{id}")), Some(id));
+        for bad in ["", "00", "+0000000000000000000000000000000", "0000000000000000000000000000000g"] {
+            assert_eq!(SubmitId::from_hex(bad), None, "{bad}");
+        }
+        assert_eq!(SubmitId::from_hex(&"0".repeat(33)), None);
+    }
 
     #[test]
     fn the_connection_minted_later_is_the_greater() {

@@ -173,7 +173,12 @@ impl Attempts<'_> {
     /// Everything is in the log: ring, see to the pending row, answer.
     async fn accept(&mut self, reply: &AppendReply) -> Vec<Job> {
         let shared = self.shared;
-        doorbells::ring(shared, self.mailbox, self.rings(reply));
+        let at = shared.world.wall();
+        for (entry, appended) in self.batch.entries.iter().zip(&reply.entries) {
+            shared.traces.committed(entry.envelope_id, self.mailbox, appended.seq(), at);
+        }
+        let ids = self.batch.entries.iter().map(|entry| entry.envelope_id).collect();
+        doorbells::ring(shared, self.mailbox, self.rings(reply), ids);
         while self.noted_at.is_some_and(|at| shared.world.now() - at > PENDING_AGE_MAX) {
             if self.note().await.is_err() {
                 self.pause().await;

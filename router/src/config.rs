@@ -58,6 +58,8 @@ pub struct RouterConfig {
     pub pending_fresh: Millis,
     /// The first pause before an append that got no answer is tried again; doubles up to 32 times itself, half of it random.
     pub retry_pause: Millis,
+    /// Envelopes whose steps are remembered for operators.
+    pub traces_max: usize,
     /// An error that tests plant, to see that they find it.
     #[cfg(feature = "testing")]
     pub planted: Option<crate::planted::PlantedBug>,
@@ -92,6 +94,7 @@ impl Default for RouterConfig {
             pending_mailboxes_max: 1_000_000,
             pending_fresh: Millis::from_secs(3),
             retry_pause: Millis(10),
+            traces_max: crate::trace::ENVELOPES_MAX,
             #[cfg(feature = "testing")]
             planted: None,
         }

@@ -4,7 +4,7 @@ use crate::Shared;
 use crate::planted::PlantedBug;
 use crate::submit::filter_bytes;
 use chappe_protocol::envelope::SlotBody;
-use chappe_protocol::id::{MailboxId, Seq};
+use chappe_protocol::id::{EnvelopeId, MailboxId, Seq};
 use chappe_protocol::internode::{Attached, Doorbell, EphemeralSubmit, Reply, Ring};
 use chappe_protocol::time::Millis;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ const PRESENCE_WAIT: Millis = Millis(2000);
 /// What a doorbell counts beside its payload and the names in its filter.
 const BELL_BYTES: usize = 256;
 
-/// Starts a task that rings every gateway that leases a device of the mailbox, in the order given.
-pub(crate) fn ring(shared: &Arc<Shared>, mailbox: MailboxId, rings: Vec<Ring>) {
+/// Starts a task that rings every gateway that leases a device of the mailbox, in the order given, for these envelopes.
+pub(crate) fn ring(shared: &Arc<Shared>, mailbox: MailboxId, rings: Vec<Ring>, envelopes: Vec<EnvelopeId>) {
     let Some(rings) = plant(shared, rings) else { return };
     let count = rings.len();
     let bytes = rings.iter().map(ring_bytes).sum();
@@ -35,6 +35,10 @@ pub(crate) fn ring(shared: &Arc<Shared>, mailbox: MailboxId, rings: Vec<Ring>) {
                 shared.metrics.doorbells.inc();
             }
         }
+        let at = shared.world.wall();
+        for envelope in envelopes {
+            shared.traces.rung(envelope, gateways.len(), at);
+        }
         drop(permit);
     };
     shared.tasks.spawn(async move { killed.run_until_cancelled(task).await });
@@ -43,7 +47,7 @@ pub(crate) fn ring(shared: &Arc<Shared>, mailbox: MailboxId, rings: Vec<Ring>) {
 /// A device has attached or was revoked: its other gateways close the older sessions.
 pub(crate) fn attached(shared: &Arc<Shared>, attached: Attached) -> Reply {
     shared.device_sets.forget(attached.mailbox);
-    ring(shared, attached.mailbox, vec![Ring::Session(attached.news)]);
+    ring(shared, attached.mailbox, vec![Ring::Session(attached.news)], Vec::new());
     Reply::Attached
 }
 
@@ -61,7 +65,8 @@ pub(crate) fn ephemeral(shared: &Arc<Shared>, submit: EphemeralSubmit) -> Reply 
     }
     for (mailbox, devices, payload) in targets {
         let Some(payload) = payloads.get(payload).cloned() else { continue };
-        ring(shared, mailbox, vec![Ring::Ephemeral { sender: sender.clone(), devices, payload, urgency }]);
+        let ephemeral = Ring::Ephemeral { sender: sender.clone(), devices, payload, urgency };
+        ring(shared, mailbox, vec![ephemeral], Vec::new());
     }
     Reply::Ephemeral
 }

@@ -24,6 +24,7 @@ mod rounds;
 pub mod settings;
 pub mod store_metrics;
 mod submit;
+pub mod trace;
 
 pub use config::RouterConfig;
 pub use directory::Directory;
@@ -46,6 +47,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use trace::Traces;
 
 /// A router; clones are the same router.
 #[derive(Clone)]
@@ -72,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) rounds: Rounds,
     pub(crate) device_sets: DeviceSets,
     pub(crate) pending: PendingCache,
+    /// What became of envelopes lately.
+    pub(crate) traces: Arc<Traces>,
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the router is killed: its tasks end where they are.
     pub(crate) killed: CancellationToken,
@@ -106,6 +110,7 @@ impl Router {
             rounds: Rounds::default(),
             device_sets: DeviceSets::default(),
             pending: PendingCache::default(),
+            traces: Arc::new(Traces::new(c.traces_max)),
             tasks: TaskTracker::new(),
             killed: CancellationToken::new(),
             config,
@@ -116,6 +121,11 @@ impl Router {
             metrics,
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// What became of envelopes lately.
+    pub fn traces(&self) -> Arc<Traces> {
+        Arc::clone(&self.shared.traces)
     }
 
     /// Answers a request. Dropping the future leaves appends that have begun running.

@@ -1,8 +1,10 @@
 //! What a router counts. **Invariant:** handles are resolved once; no label carries an id.
 
 use chappe_protocol::internode::Outcome;
+use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets,
+    CounterVec, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    exponential_buckets,
 };
 
 /// The metrics of all routers of a process, of their links and of their directory.
@@ -66,13 +68,15 @@ pub struct PresenceMetrics {
 impl PresenceMetrics {
     /// Registers them.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let calls = Opts::new("chappe_presence_calls_total", "Calls of Redis, by what became of them.");
-        let calls = IntCounterVec::new(calls, &["call", "outcome"])?;
-        registry.register(Box::new(calls.clone()))?;
-        let seconds = HistogramOpts::new("chappe_presence_seconds", "Time of a call of Redis.");
-        let seconds = Histogram::with_opts(seconds.buckets(exponential_buckets(0.0001, 2.0, 16)?))?;
-        registry.register(Box::new(seconds.clone()))?;
-        Ok(Self { calls, seconds })
+        let family = Family { registry, prefix: "chappe_presence" };
+        Ok(Self {
+            calls: family.counters(
+                "calls_total",
+                "Calls of Redis, by what became of them.",
+                &["call", "outcome"],
+            )?,
+            seconds: family.histogram("seconds", "Time of a call of Redis.", (0.0001, 2.0, 16))?,
+        })
     }
 }
 
@@ -108,11 +112,14 @@ impl EntryCounters {
 impl RouterMetrics {
     /// Registers everything; fails if the registry has one of the names already.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let entries = vec(registry, "entries_total", "Entries answered, by outcome.", "outcome")?;
-        let refused = vec(registry, "refused_total", "Requests refused as a whole, by reason.", "why")?;
-        let dropped = vec(registry, "doorbells_dropped_total", "Doorbells dropped, by place.", "where")?;
+        let family = Family { registry, prefix: "chappe_router" };
+        let entries = family.counters("entries_total", "Entries answered, by outcome.", &["outcome"])?;
+        let refused =
+            family.counters("refused_total", "Requests refused as a whole, by reason.", &["why"])?;
+        let dropped =
+            family.counters("doorbells_dropped_total", "Doorbells dropped, by place.", &["where"])?;
         Ok(Self {
-            submits: counter(registry, "submits_total", "Submits received.")?,
+            submits: family.counter("submits_total", "Submits received.")?,
             entries: EntryCounters {
                 accepted: entries.with_label_values(&["accepted"]),
                 unknown_user: entries.with_label_values(&["unknown_user"]),
@@ -125,81 +132,87 @@ impl RouterMetrics {
             },
             refused_full: refused.with_label_values(&["full"]),
             refused_invalid: refused.with_label_values(&["invalid"]),
-            batch_entries: histogram(registry, "batch_entries", "Entries per append.", 1.0, 2.0, 7)?,
-            append_seconds: histogram(registry, "append_seconds", "Time of one append.", 0.0001, 2.0, 18)?,
-            append_retries: counter(
-                registry,
-                "append_retries_total",
-                "Appends tried again under the same ids.",
-            )?,
-            shared_payloads: counter(
-                registry,
-                "shared_payloads_total",
-                "Payloads stored once for several mailboxes.",
-            )?,
-            queue_entries: gauge(registry, "queue_entries", "Entries of submits under way.")?,
-            queue_bytes: gauge(registry, "queue_bytes", "Payload bytes of submits under way.")?,
-            mailboxes: gauge(registry, "mailboxes", "Mailboxes with a round.")?,
-            appends_in_flight: gauge(registry, "appends_in_flight", "Appends under way in the store.")?,
-            doorbell_queue: gauge(registry, "doorbell_queue", "Doorbells that are being rung.")?,
-            doorbell_bytes: gauge(
-                registry,
-                "doorbell_queue_bytes",
-                "Bytes of doorbells that are being rung.",
-            )?,
-            doorbells: counter(registry, "doorbells_total", "Doorbells handed to the links.")?,
+            batch_entries: family.histogram("batch_entries", "Entries per append.", (1.0, 2.0, 7))?,
+            append_seconds: family.histogram("append_seconds", "Time of one append.", (0.0001, 2.0, 18))?,
+            append_retries: family
+                .counter("append_retries_total", "Appends tried again under the same ids.")?,
+            shared_payloads: family
+                .counter("shared_payloads_total", "Payloads stored once for several mailboxes.")?,
+            queue_entries: family.gauge("queue_entries", "Entries of submits under way.")?,
+            queue_bytes: family.gauge("queue_bytes", "Payload bytes of submits under way.")?,
+            mailboxes: family.gauge("mailboxes", "Mailboxes with a round.")?,
+            appends_in_flight: family.gauge("appends_in_flight", "Appends under way in the store.")?,
+            doorbell_queue: family.gauge("doorbell_queue", "Doorbells that are being rung.")?,
+            doorbell_bytes: family
+                .gauge("doorbell_queue_bytes", "Bytes of doorbells that are being rung.")?,
+            doorbells: family.counter("doorbells_total", "Doorbells handed to the links.")?,
             doorbells_dropped_router: dropped.with_label_values(&["router"]),
             doorbells_dropped_link: dropped.with_label_values(&["link"]),
-            gateway_queue_bells: gauge(
-                registry,
-                "gateway_queue_bells",
-                "Doorbells that wait for the gateways of this process.",
-            )?,
-            probes: counter(registry, "probes_total", "Probes answered.")?,
-            probe_news: counter(registry, "probe_news_total", "Mailboxes that probes reported.")?,
-            leases: gauge(registry, "leases", "Leases in the directory of this process.")?,
-            leases_dropped: counter(
-                registry,
-                "leases_dropped_total",
-                "Leases not taken because the directory was full.",
-            )?,
+            gateway_queue_bells: family
+                .gauge("gateway_queue_bells", "Doorbells that wait for the gateways of this process.")?,
+            probes: family.counter("probes_total", "Probes answered.")?,
+            probe_news: family.counter("probe_news_total", "Mailboxes that probes reported.")?,
+            leases: family.gauge("leases", "Leases in the directory of this process.")?,
+            leases_dropped: family
+                .counter("leases_dropped_total", "Leases not taken because the directory was full.")?,
         })
     }
 }
 
-fn opts(name: &str, help: &str) -> Opts {
-    Opts::new(format!("chappe_router_{name}"), help)
+/// Makes metrics and registers them, all under one prefix.
+pub(crate) struct Family<'a> {
+    pub(crate) registry: &'a Registry,
+    pub(crate) prefix: &'static str,
 }
 
-fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-    let metric = IntCounter::with_opts(opts(name, help))?;
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
-}
+impl Family<'_> {
+    fn opts(&self, name: &str, help: &str) -> Opts {
+        Opts::new(format!("{}_{name}", self.prefix), help)
+    }
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-    let metric = IntGauge::with_opts(opts(name, help))?;
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
-}
+    fn register<M: Collector + Clone + 'static>(&self, metric: M) -> Result<M, prometheus::Error> {
+        self.registry.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
 
-fn vec(registry: &Registry, name: &str, help: &str, label: &str) -> Result<IntCounterVec, prometheus::Error> {
-    let metric = IntCounterVec::new(opts(name, help), &[label])?;
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
-}
+    pub(crate) fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        self.register(IntCounter::with_opts(self.opts(name, help))?)
+    }
 
-fn histogram(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    start: f64,
-    factor: f64,
-    count: usize,
-) -> Result<Histogram, prometheus::Error> {
-    let opts =
-        HistogramOpts { common_opts: opts(name, help), buckets: exponential_buckets(start, factor, count)? };
-    let metric = Histogram::with_opts(opts)?;
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
+    pub(crate) fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        self.register(IntGauge::with_opts(self.opts(name, help))?)
+    }
+
+    pub(crate) fn real_gauge(&self, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+        self.register(Gauge::with_opts(self.opts(name, help))?)
+    }
+
+    pub(crate) fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, prometheus::Error> {
+        self.register(IntCounterVec::new(self.opts(name, help), labels)?)
+    }
+
+    pub(crate) fn sums(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<CounterVec, prometheus::Error> {
+        self.register(CounterVec::new(self.opts(name, help), labels)?)
+    }
+
+    /// `count` buckets, the first up to `start`, each `factor` times as wide as the one before.
+    pub(crate) fn histogram(
+        &self,
+        name: &str,
+        help: &str,
+        (start, factor, count): (f64, f64, usize),
+    ) -> Result<Histogram, prometheus::Error> {
+        let buckets = exponential_buckets(start, factor, count)?;
+        self.register(Histogram::with_opts(HistogramOpts { common_opts: self.opts(name, help), buckets })?)
+    }
 }

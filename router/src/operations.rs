@@ -1,6 +1,9 @@
 //! The operators' calls on the admin port, and their caller. **Invariant:** without the admin token nothing changes.
 
+pub mod trace;
+
 use crate::links::Links;
+use crate::trace::Traces;
 use anyhow::{Context, Result, bail};
 use base64::Engine as _;
 use bytes::Bytes;
@@ -19,6 +22,8 @@ pub struct Operations {
     pub store: Arc<dyn Store>,
     /// For doorbells to the sessions of a revoked device.
     pub links: Arc<dyn Links>,
+    /// What the roles of this process remember.
+    pub traces: Vec<Arc<Traces>>,
     /// The admin token; never empty.
     pub token: String,
 }
@@ -50,16 +55,19 @@ pub enum Verb {
     EraseUser,
     /// Bars a device for ever.
     RevokeDevice,
+    /// Tells where an envelope is.
+    Trace,
 }
 
 impl Verb {
-    const ALL: [Self; 3] = [Self::AddUser, Self::EraseUser, Self::RevokeDevice];
+    const ALL: [Self; 4] = [Self::AddUser, Self::EraseUser, Self::RevokeDevice, Self::Trace];
 
     const fn path(self) -> &'static str {
         match self {
             Self::AddUser => "/v1/users/add",
             Self::EraseUser => "/v1/users/erase",
             Self::RevokeDevice => "/v1/devices/revoke",
+            Self::Trace => "/v1/trace",
         }
     }
 }
@@ -86,7 +94,14 @@ impl Operations {
         if call.method != chappe_node::admin::Method::POST {
             return reply(StatusCode::METHOD_NOT_ALLOWED, "method", "use POST");
         }
-        let Ok(subject) = serde_json::from_slice::<Subject>(&call.body) else {
+        match verb {
+            Verb::Trace => self.trace(&call.body).await,
+            Verb::AddUser | Verb::EraseUser | Verb::RevokeDevice => self.change(verb, &call.body).await,
+        }
+    }
+
+    async fn change(&self, verb: Verb, body: &[u8]) -> AdminReply {
+        let Ok(subject) = serde_json::from_slice::<Subject>(body) else {
             let message = r#"the body must be {"user": …} or {"user": …, "device": …}"#;
             return reply(StatusCode::BAD_REQUEST, "body", message);
         };
@@ -103,7 +118,7 @@ impl Operations {
             (Verb::AddUser, Ok(_)) => self.store.create_user(&user).await.map(|_| true),
             (Verb::EraseUser, Ok(_)) => self.erase(&user).await,
             (Verb::RevokeDevice, Ok(Some(device))) => self.revoke(&user, &device).await,
-            (Verb::RevokeDevice, Ok(None)) => {
+            (Verb::RevokeDevice | Verb::Trace, Ok(_)) => {
                 return reply(StatusCode::BAD_REQUEST, "device", "name the device to revoke");
             }
         };
@@ -157,7 +172,7 @@ fn reply(status: StatusCode, code: &str, message: &str) -> AdminReply {
     AdminReply { status, json: serde_json::to_string(&answer).unwrap_or_default() }
 }
 
-/// Calls the admin port of a running server.
+/// Calls the admin port of a running server to change something.
 pub async fn call(
     admin: SocketAddr,
     token: &str,
@@ -166,16 +181,43 @@ pub async fn call(
     device: Option<&str>,
 ) -> Result<()> {
     let subject = Subject { user: user.into(), device: device.map(Into::into) };
-    let body = Bytes::from(serde_json::to_vec(&subject)?);
-    let (status, text) = chappe_node::admin::request(admin, "POST", verb.path(), Some(token.trim()), body)
-        .await
-        .with_context(|| format!("cannot reach the admin port {admin}; is `chappe serve` running, and is this its admin address?"))?;
-    let answer: Answer =
-        serde_json::from_str(&text).unwrap_or(Answer { code: "answer".into(), message: text });
+    let (status, text) = post(admin, token, verb, serde_json::to_vec(&subject)?).await?;
     if !status.is_success() {
+        let answer = refusal(text);
         bail!("{}: {}", answer.code, answer.message);
     }
     Ok(())
+}
+
+/// Asks the admin port of a running server where an envelope is; `None`: it does not know the envelope.
+pub async fn ask_trace(
+    admin: SocketAddr,
+    token: &str,
+    call: &trace::TraceCall,
+) -> Result<Option<trace::TraceReport>> {
+    let (status, text) = post(admin, token, Verb::Trace, serde_json::to_vec(call)?).await?;
+    if status.is_success() {
+        return Ok(Some(serde_json::from_str(&text)?));
+    }
+    let answer = refusal(text);
+    if answer.code == "unknown_envelope" {
+        return Ok(None);
+    }
+    bail!("{admin} answers {}: {}", answer.code, answer.message)
+}
+
+async fn post(admin: SocketAddr, token: &str, verb: Verb, body: Vec<u8>) -> Result<(StatusCode, String)> {
+    chappe_node::admin::request(admin, "POST", verb.path(), Some(token.trim()), Bytes::from(body))
+        .await
+        .with_context(|| {
+            format!(
+                "cannot reach the admin port {admin}; is the server running, and is this its admin address?"
+            )
+        })
+}
+
+fn refusal(text: String) -> Answer {
+    serde_json::from_str(&text).unwrap_or(Answer { code: "answer".into(), message: text })
 }
 
 /// A fresh admin token: 32 random bytes as text.

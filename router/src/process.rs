@@ -58,7 +58,8 @@ pub async fn run(settings: RouterSettings, signals: Signals) -> Result<bool> {
         // Operators' calls go through this very router.
         let own = Arc::new(LocalLinks::new(metrics));
         own.add_router(0, router.clone());
-        let _ = operations.set(Operations { store: Arc::clone(&parts.store), links: own, token });
+        let (store, traces) = (Arc::clone(&parts.store), vec![router.traces()]);
+        let _ = operations.set(Operations { store, links: own, traces, token });
     }
     let name = world.random_below(u64::MAX);
     let server = parts.bus.serve(router.clone(), name).await?;

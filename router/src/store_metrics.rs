@@ -1,8 +1,9 @@
 //! The store's own counters as metrics. **Invariant:** a counter here is the store's, as of the last look.
 
+use crate::metrics::Family;
 use chappe_storage::scylla::ScyllaStats;
 use chappe_storage::slotlog::LogStats;
-use prometheus::{CounterVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{CounterVec, IntCounter, IntCounterVec, IntGauge, Registry};
 
 /// What the store has done in this process.
 #[derive(Debug, Clone)]
@@ -19,48 +20,32 @@ pub struct StoreMetrics {
 impl StoreMetrics {
     /// Registers them.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let opts = |name: &str, help: &str| Opts::new(name, help);
-        let metrics = Self {
-            up: IntGauge::with_opts(opts(
-                "chappe_store_up",
-                "1 if the store answered the last look, else 0.",
-            ))?,
-            statements: IntCounterVec::new(
-                opts("chappe_store_statements_total", "Statements sent to the database, by kind."),
+        let store = Family { registry, prefix: "chappe_store" };
+        let log = Family { registry, prefix: "chappe_log" };
+        Ok(Self {
+            up: store.gauge("up", "1 if the store answered the last look, else 0.")?,
+            statements: store.counters(
+                "statements_total",
+                "Statements sent to the database, by kind.",
                 &["kind"],
             )?,
-            seconds: CounterVec::new(
-                opts("chappe_store_seconds_total", "Time that these statements took, together."),
-                &["kind"],
-            )?,
-            errors: IntCounterVec::new(
-                opts("chappe_store_errors_total", "Statements that failed, by what it means."),
+            seconds: store.sums("seconds_total", "Time that these statements took, together.", &["kind"])?,
+            errors: store.counters(
+                "errors_total",
+                "Statements that failed, by what it means.",
                 &["class"],
             )?,
-            slots: IntCounter::with_opts(opts(
-                "chappe_store_slots_total",
-                "Slots sent in conditional batches.",
-            ))?,
-            coalesced: IntCounter::with_opts(opts(
-                "chappe_store_coalesced_total",
+            slots: store.counter("slots_total", "Slots sent in conditional batches.")?,
+            coalesced: store.counter(
+                "coalesced_total",
                 "Reads that joined an equal one instead of a statement of their own.",
-            ))?,
-            log: IntCounterVec::new(
-                opts(
-                    "chappe_log_events_total",
-                    "What the slot log met: commits, refusals, look-backs and the like.",
-                ),
+            )?,
+            log: log.counters(
+                "events_total",
+                "What the slot log met: commits, refusals, look-backs and the like.",
                 &["event"],
             )?,
-        };
-        registry.register(Box::new(metrics.up.clone()))?;
-        registry.register(Box::new(metrics.statements.clone()))?;
-        registry.register(Box::new(metrics.seconds.clone()))?;
-        registry.register(Box::new(metrics.errors.clone()))?;
-        registry.register(Box::new(metrics.slots.clone()))?;
-        registry.register(Box::new(metrics.coalesced.clone()))?;
-        registry.register(Box::new(metrics.log.clone()))?;
-        Ok(metrics)
+        })
     }
 
     /// Takes over what the store counted.

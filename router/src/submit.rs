@@ -7,7 +7,7 @@ use crate::fanout;
 use crate::planted::PlantedBug;
 use crate::rounds::{self, Job, JobAnswer, Planned};
 use chappe_protocol::envelope::DeviceFilter;
-use chappe_protocol::id::EnvelopeId;
+use chappe_protocol::id::{EnvelopeId, SubmitId};
 use chappe_protocol::internode::{EntryResult, ListReply, Outcome, Reply, Submit, SubmitList};
 use chappe_protocol::time::Time;
 use futures_util::stream::{self, StreamExt};
@@ -30,9 +30,12 @@ pub(crate) async fn submit(shared: &Arc<Shared>, submit: Submit) -> Reply {
         shared.metrics.refused_full.inc();
         return Reply::Unavailable;
     };
+    let submits: Vec<SubmitId> =
+        submit.lists.iter().flat_map(|list| &list.entries).map(|entry| entry.submit_id).collect();
     let replies = fanout::run(shared, submit, deadline, Arc::new(permit)).await;
-    for result in replies.iter().flat_map(|reply| &reply.results) {
+    for (submit, result) in submits.iter().zip(replies.iter().flat_map(|reply| &reply.results)) {
         shared.metrics.entries.of(&result.outcome).inc();
+        tracing::debug!(%submit, envelope = %result.envelope_id, outcome = result.outcome.word(), "routed");
     }
     Reply::Submit(replies)
 }

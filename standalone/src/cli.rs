@@ -49,6 +49,8 @@ enum Command {
     /// Add or erase users, bar devices
     #[command(subcommand)]
     User(UserCommand),
+    /// Tell where an envelope is, by the id that its sender got
+    Trace(crate::trace::TraceArgs),
     /// Make the development certificate and keys of a data directory, as `serve` does before it serves
     #[command(after_help = "Example:\n  chappe keys --data cluster-data")]
     Keys(DataArgs),
@@ -175,6 +177,7 @@ impl Cli {
             }
             Command::Status(args) => runtime()?.block_on(status(args)),
             Command::User(command) => runtime()?.block_on(user(command)),
+            Command::Trace(args) => runtime()?.block_on(crate::trace::trace(args)),
             Command::Keys(args) => {
                 DataDir::new(&args.data).prepare(&SystemWorld::new())?;
                 println!("keys in {}", args.data.display());

@@ -7,6 +7,7 @@ use chappe_protocol::internode::Doorbell;
 use chappe_protocol::world::World;
 use chappe_router::links::Links;
 use chappe_router::presence::Presence;
+use chappe_router::trace::Traces;
 use chappe_router::{Directory, LocalLinks, Router, RouterConfig, RouterMetrics};
 use chappe_storage::Store;
 use futures_util::Stream;
@@ -31,6 +32,7 @@ pub struct Cluster {
     presence: Arc<dyn Presence>,
     router_metrics: Arc<RouterMetrics>,
     gateway_metrics: Arc<GatewayMetrics>,
+    traces: Arc<Traces>,
 }
 
 impl Cluster {
@@ -46,7 +48,8 @@ impl Cluster {
         let local = Arc::new(LocalLinks::new(Arc::clone(&router_metrics)));
         let links = wrap(Arc::clone(&local));
         let presence = Arc::new(Directory::new(Arc::clone(&world), LEASES_MAX, Arc::clone(&router_metrics)));
-        Ok(Self { world, store, local, links, presence, router_metrics, gateway_metrics })
+        let traces = Arc::default();
+        Ok(Self { world, store, local, links, presence, router_metrics, gateway_metrics, traces })
     }
 
     /// Adds a router under a name that decides its affinity.
@@ -66,6 +69,11 @@ impl Cluster {
     /// The links within the process.
     pub fn local(&self) -> &Arc<LocalLinks> {
         &self.local
+    }
+
+    /// What the gateways remember of envelopes.
+    pub fn traces(&self) -> Arc<Traces> {
+        Arc::clone(&self.traces)
     }
 
     /// The store.
@@ -97,6 +105,7 @@ impl Cluster {
             verifier,
             tls,
             metrics: Arc::clone(&self.gateway_metrics),
+            traces: Arc::clone(&self.traces),
         };
         chappe_gateway::run(config, parts, incoming, drain).await;
         self.local.remove_gateway(id);

@@ -168,6 +168,30 @@ async fn what_ends_is_gone_by_itself() {
     assert_eq!(rows.find_ids(first(2), &ids).await.unwrap(), [1, 2, 3].map(|n| Some(Seq(n))));
 }
 
+/// A first delete reached one replica only and hid the slots; the one that repeats it sees none of them, and still deletes beyond
+/// what the other replicas have: the head tells how far.
+#[tokio::test]
+async fn a_repeated_delete_reaches_what_is_hidden() {
+    let rows = connect(|_| ()).await;
+    let place = first(19);
+    let entries = [entry(&rows, 1, vec![1], Millis(HOUR))];
+    rows.compare_and_append(place, batch(&rows, None, 1, &entries)).await.unwrap();
+    rows.delete_slots(place).await.unwrap();
+    let session = cql::session().await;
+    let keyspace = cql::keyspace().await;
+    // The ballot of a coordinator whose clock is an hour ahead, of the head and of the slot that came with it.
+    let ballot = i64::try_from((database_clock().await + HOUR) * 1000).unwrap();
+    let head =
+        format!("UPDATE {keyspace}.mlog USING TIMESTAMP ? SET head = 1 WHERE mailbox = ? AND bucket = 0");
+    session.query_unpaged(head, (ballot, &place.mailbox.0[..])).await.unwrap();
+    rows.delete_slots(place).await.unwrap();
+    let slot = format!(
+        "UPDATE {keyspace}.mlog USING TIMESTAMP ? SET form = 3 WHERE mailbox = ? AND bucket = 0 AND kind = 0 AND k = ?"
+    );
+    session.query_unpaged(slot, (ballot, &place.mailbox.0[..], &1_u64.to_be_bytes()[..])).await.unwrap();
+    assert_eq!(rows.slots(place, Seq(0), 10, 1 << 20, true).await.unwrap(), [], "it stays deleted");
+}
+
 /// 64 entries and 512 KiB in one batch; a read of them keeps to its bytes, and takes few statements.
 #[tokio::test]
 async fn the_largest_batch_is_taken_and_read_in_pieces() {

@@ -190,6 +190,7 @@ impl Cluster {
             verifier: Arc::new(verifier),
             tls: None,
             metrics: metrics.clone(),
+            traces: Arc::default(),
         };
         let (door, incoming) = mpsc::channel::<Incoming<DuplexStream>>(64);
         let incoming = stream::unfold(incoming, |mut incoming| async move {

@@ -11,6 +11,7 @@ use async_nats::{Message, StatusCode};
 use chappe_protocol::id::{MailboxId, TraceId};
 use chappe_protocol::internode::{Answer, InternodeError, Outcome, Refusal, Reply, Request, Stamp};
 use chappe_protocol::time::{Millis, Time};
+use chappe_protocol::world::World;
 use tokio::sync::mpsc;
 
 /// Transmissions of one request.
@@ -41,6 +42,15 @@ struct Asking<'a> {
     tried: Vec<u64>,
     sent: usize,
     answers: mpsc::Sender<(u64, Message)>,
+}
+
+/// A submit is traced by the id that its sender chose; of several in one request, the first.
+fn trace_of(request: &Request, world: &dyn World) -> TraceId {
+    let submit = match request {
+        Request::Submit(submit) => submit.lists.iter().flat_map(|list| &list.entries).next(),
+        Request::Ephemeral(_) | Request::Probe(_) | Request::Base(_) | Request::Attached(_) => None,
+    };
+    submit.map_or_else(|| TraceId::random(world), |entry| TraceId(entry.submit_id.0))
 }
 
 /// What came of an attempt to send.
@@ -82,7 +92,7 @@ pub(super) async fn ask(
         inbox,
         mailbox,
         request,
-        trace: TraceId::random(&*shared.world),
+        trace: trace_of(request, &*shared.world),
         deadline: begun + budget,
         outstanding: Vec::new(),
         tried: Vec::new(),

@@ -1,8 +1,7 @@
 //! What a node counts on the bus. **Invariant:** handles are resolved once; no label carries an id.
 
-use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets,
-};
+use crate::metrics::Family;
+use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
 
 /// The metrics of the bus of a process.
 #[derive(Debug, Clone)]
@@ -98,25 +97,28 @@ pub struct ServedCounters {
 impl BusMetrics {
     /// Registers everything; fails if the registry has one of the names already.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let r = registry;
-        let requests = vec(r, "requests_total", "Requests of this process, by outcome.", "outcome")?;
-        let served = vec(r, "served_total", "Requests that reached this router, by outcome.", "outcome")?;
-        let dropped = vec(r, "doorbells_dropped_total", "Doorbells dropped on the bus, by reason.", "why")?;
-        let lag_seconds =
-            Gauge::with_opts(opts("lag_seconds", "Upper bound of the wait before a message is read."))?;
-        r.register(Box::new(lag_seconds.clone()))?;
+        let family = Family { registry, prefix: "chappe_bus" };
+        let requests =
+            family.counters("requests_total", "Requests of this process, by outcome.", &["outcome"])?;
+        let served = family.counters(
+            "served_total",
+            "Requests that reached this router, by outcome.",
+            &["outcome"],
+        )?;
+        let dropped = family.counters(
+            "doorbells_dropped_total",
+            "Doorbells dropped on the bus, by reason.",
+            &["why"],
+        )?;
         Ok(Self {
-            connected: gauge(r, "connected", "1 while the connection to the bus stands.")?,
-            disconnects: counter(r, "disconnects_total", "Connections to the bus lost.")?,
-            reconnects: counter(r, "reconnects_total", "Connections to the bus made again.")?,
-            slow_consumers: counter(
-                r,
-                "slow_consumers_total",
-                "Messages dropped because this process read too slowly.",
-            )?,
-            denied: counter(r, "denied_total", "What the permissions of the bus forbade.")?,
-            foreign: counter(r, "foreign_total", "Messages of another cluster, refused.")?,
-            invalid: counter(r, "invalid_total", "Messages that could not be read.")?,
+            connected: family.gauge("connected", "1 while the connection to the bus stands.")?,
+            disconnects: family.counter("disconnects_total", "Connections to the bus lost.")?,
+            reconnects: family.counter("reconnects_total", "Connections to the bus made again.")?,
+            slow_consumers: family
+                .counter("slow_consumers_total", "Messages dropped because this process read too slowly.")?,
+            denied: family.counter("denied_total", "What the permissions of the bus forbade.")?,
+            foreign: family.counter("foreign_total", "Messages of another cluster, refused.")?,
+            invalid: family.counter("invalid_total", "Messages that could not be read.")?,
             requests: RequestCounters {
                 answered: requests.with_label_values(&["answered"]),
                 unavailable: requests.with_label_values(&["unavailable"]),
@@ -125,13 +127,17 @@ impl BusMetrics {
                 full: requests.with_label_values(&["full"]),
                 oversize: requests.with_label_values(&["oversize"]),
             },
-            request_seconds: histogram(r, "request_seconds", "From a request to its answer.")?,
-            repeated: counter(r, "requests_repeated_total", "Requests sent again.")?,
-            in_flight: gauge(r, "requests_in_flight", "Requests that wait for an answer.")?,
-            in_flight_bytes: gauge(r, "requests_in_flight_bytes", "Bytes of requests that wait.")?,
-            routers: gauge(r, "routers", "Routers heard of and not gone.")?,
-            suspected: counter(r, "routers_suspected_total", "Routers avoided as silent or late.")?,
-            announcements: counter(r, "announcements_total", "Announcements of routers heard.")?,
+            request_seconds: family.histogram(
+                "request_seconds",
+                "From a request to its answer.",
+                (0.0001, 2.0, 18),
+            )?,
+            repeated: family.counter("requests_repeated_total", "Requests sent again.")?,
+            in_flight: family.gauge("requests_in_flight", "Requests that wait for an answer.")?,
+            in_flight_bytes: family.gauge("requests_in_flight_bytes", "Bytes of requests that wait.")?,
+            routers: family.gauge("routers", "Routers heard of and not gone.")?,
+            suspected: family.counter("routers_suspected_total", "Routers avoided as silent or late.")?,
+            announcements: family.counter("announcements_total", "Announcements of routers heard.")?,
             served: ServedCounters {
                 answered: served.with_label_values(&["answered"]),
                 full: served.with_label_values(&["full"]),
@@ -140,46 +146,17 @@ impl BusMetrics {
                 refused: served.with_label_values(&["refused"]),
                 unanswered: served.with_label_values(&["unanswered"]),
             },
-            serving: gauge(r, "serving", "Requests under way in this router.")?,
-            serving_bytes: gauge(r, "serving_bytes", "Bytes of requests under way in this router.")?,
-            lag_seconds,
-            bells_sent: counter(r, "doorbells_sent_total", "Doorbells given to the connection.")?,
+            serving: family.gauge("serving", "Requests under way in this router.")?,
+            serving_bytes: family.gauge("serving_bytes", "Bytes of requests under way in this router.")?,
+            lag_seconds: family
+                .real_gauge("lag_seconds", "Upper bound of the wait before a message is read.")?,
+            bells_sent: family.counter("doorbells_sent_total", "Doorbells given to the connection.")?,
             bells_dropped_disconnected: dropped.with_label_values(&["disconnected"]),
             bells_dropped_full: dropped.with_label_values(&["full"]),
             bells_dropped_oversize: dropped.with_label_values(&["oversize"]),
-            bells_heard: counter(r, "doorbells_heard_total", "Doorbells heard from the bus.")?,
-            bell_queue: gauge(r, "doorbell_queue", "Doorbells that wait to be written.")?,
-            bell_queue_bytes: gauge(r, "doorbell_queue_bytes", "Bytes of doorbells that wait.")?,
+            bells_heard: family.counter("doorbells_heard_total", "Doorbells heard from the bus.")?,
+            bell_queue: family.gauge("doorbell_queue", "Doorbells that wait to be written.")?,
+            bell_queue_bytes: family.gauge("doorbell_queue_bytes", "Bytes of doorbells that wait.")?,
         })
     }
-}
-
-fn opts(name: &str, help: &str) -> Opts {
-    Opts::new(format!("chappe_bus_{name}"), help)
-}
-
-fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-    let metric = IntCounter::with_opts(opts(name, help))?;
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-    let metric = IntGauge::with_opts(opts(name, help))?;
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
-}
-
-fn vec(registry: &Registry, name: &str, help: &str, label: &str) -> Result<IntCounterVec, prometheus::Error> {
-    let metric = IntCounterVec::new(opts(name, help), &[label])?;
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
-}
-
-/// From a tenth of a millisecond to 13 seconds.
-fn histogram(registry: &Registry, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
-    let buckets = exponential_buckets(0.0001, 2.0, 18)?;
-    let metric = Histogram::with_opts(HistogramOpts { common_opts: opts(name, help), buckets })?;
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
 }

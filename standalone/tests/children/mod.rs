@@ -38,6 +38,10 @@ impl Place {
         place
     }
 
+    pub fn admin_address(&self) -> String {
+        format!("127.0.0.1:{}", self.admin)
+    }
+
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }

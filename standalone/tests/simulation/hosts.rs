@@ -147,6 +147,7 @@ pub(crate) async fn gateway(cluster: Arc<Cluster>, name: u64) -> turmoil::Result
         verifier: Arc::new(TokenVerifier::new(&TokenKey::Hs256 { secret: SECRET.to_vec() })?),
         tls: None,
         metrics: cluster.gateway_metrics.clone(),
+        traces: Arc::default(),
     };
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
     let crashing = cluster.crashing.clone();

@@ -206,14 +206,19 @@ impl Database {
         self.run_if(&self.statements.mark_lost, &values).await
     }
 
-    /// Deletes the slot rows of a bucket, beyond the ballots of whatever was written.
+    /// Deletes the slot rows of a bucket, beyond the ballots of whatever was written: of the slots that are visible, and of
+    /// the head for those that an earlier delete has hidden at some replicas (no append's ballot is above the head's).
     pub(super) async fn delete_slots(&self, partition: Partition) -> Result<()> {
         let (mailbox, bucket) = (partition.mailbox, partition.bucket.0);
+        let place = [Value::Blob(mailbox.as_bytes()), big(bucket)];
+        let answer = rows(self.run(&self.statements.head_time, &place).await?)?;
+        let head =
+            answer.maybe_first_row::<(Option<i64>,)>().map_err(damaged)?.and_then(|(written,)| written);
         let key = |after: &[u8]| {
             let k = Value::Owned(after.to_vec());
             [Value::Blob(mailbox.as_bytes()), big(bucket), k, limit(TIMES_MAX)]
         };
-        let mut newest = self.clock.now().0.saturating_mul(1000);
+        let mut newest = self.clock.now().0.saturating_mul(1000).max(head.map_or(Ok(0), from_big)?);
         let mut after: Vec<u8> = Vec::new();
         loop {
             let answer = rows(self.run(&self.statements.slot_times, &key(&after)).await?)?;

@@ -84,6 +84,7 @@ statements! {
         FROM {}.mlog WHERE mailbox = ? AND bucket = ? AND kind = 0 AND k > ? LIMIT ?",
     mark_lost: Conditional = "UPDATE {}.mlog SET form = 3 WHERE mailbox = ? AND bucket = ? AND kind = 0 AND k = ? \
         IF payload = null",
+    head_time: SerialRead = "SELECT writetime(head) FROM {}.mlog WHERE mailbox = ? AND bucket = ? LIMIT 1",
     slot_times: SerialRead = "SELECT k, writetime(form) FROM {}.mlog \
         WHERE mailbox = ? AND bucket = ? AND kind = 0 AND k > ? LIMIT ?",
     delete_slots: Write = "DELETE FROM {}.mlog USING TIMESTAMP ? WHERE mailbox = ? AND bucket = ? AND kind = 0",

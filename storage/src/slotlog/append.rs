@@ -172,6 +172,9 @@ impl<R: Rows> SlotLog<R> {
                 call.wrote = true;
                 let ids =
                     batch.slots.iter().map(|(seq, entry)| (entry.envelope_id, Appended::Committed(*seq)));
+                for (seq, entry) in &batch.slots {
+                    tracing::debug!(envelope = %entry.envelope_id, seq = seq.0, "appended");
+                }
                 call.found.extend(ids);
                 add(&self.counters.committed, batch.slots.len());
                 self.cache.learn(mailbox, Known { bucket, head: Some(batch.to), at });

@@ -1,0 +1,137 @@
+//! What this process did lately with which envelope. **Invariant:** the oldest is forgotten beyond the bound; nothing here decides
+//! anything, and nothing here names people.
+
+use chappe_protocol::id::{EnvelopeId, MailboxId, Seq};
+use chappe_protocol::time::UnixMillis;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+const SHARDS: usize = 16;
+/// Envelopes that a process remembers unless told otherwise: some 7 MB once it is full.
+pub const ENVELOPES_MAX: usize = 65_536;
+
+/// Steps of one envelope through this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Where it lies; never shown.
+    pub mailbox: MailboxId,
+    /// Its slot.
+    pub seq: Seq,
+    /// A router here got the store's word for it.
+    pub committed_at: Option<UnixMillis>,
+    /// A router here rang for it, and how many gateways.
+    pub rung: Option<(UnixMillis, usize)>,
+    /// How often a gateway here wrote it to a socket, and when last.
+    pub delivered: Option<(UnixMillis, u64)>,
+}
+
+/// The envelopes that a process has seen lately.
+#[derive(Debug)]
+pub struct Traces {
+    shards: [Mutex<Shard>; SHARDS],
+    shard_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    seen: HashMap<EnvelopeId, Seen>,
+    order: VecDeque<EnvelopeId>,
+}
+
+impl Default for Traces {
+    fn default() -> Self {
+        Self::new(ENVELOPES_MAX)
+    }
+}
+
+impl Traces {
+    /// Remembers about so many envelopes.
+    pub fn new(envelopes_max: usize) -> Self {
+        Self { shards: Default::default(), shard_max: envelopes_max.div_ceil(SHARDS) }
+    }
+
+    /// The store has it.
+    pub fn committed(&self, id: EnvelopeId, mailbox: MailboxId, seq: Seq, at: UnixMillis) {
+        self.note(id, mailbox, seq, |seen| {
+            seen.committed_at.get_or_insert(at);
+        });
+    }
+
+    /// So many gateways were rung for it. Only for what was [`committed`](Self::committed) here.
+    pub fn rung(&self, id: EnvelopeId, gateways: usize, at: UnixMillis) {
+        if let Some(seen) = self.shard(id).seen.get_mut(&id) {
+            seen.rung = Some((at, gateways));
+        }
+    }
+
+    /// It was written to a device's socket.
+    pub fn delivered(&self, id: EnvelopeId, mailbox: MailboxId, seq: Seq, at: UnixMillis) {
+        self.note(id, mailbox, seq, |seen| {
+            let before = seen.delivered.map_or(0, |(_, times)| times);
+            seen.delivered = Some((at, before + 1));
+        });
+    }
+
+    /// What is remembered of an envelope.
+    pub fn seen(&self, id: EnvelopeId) -> Option<Seen> {
+        self.shard(id).seen.get(&id).copied()
+    }
+
+    fn note(&self, id: EnvelopeId, mailbox: MailboxId, seq: Seq, change: impl FnOnce(&mut Seen)) {
+        if self.shard_max == 0 {
+            return;
+        }
+        let mut shard = self.shard(id);
+        let shard = &mut *shard;
+        if let Some(seen) = shard.seen.get_mut(&id) {
+            change(seen);
+            return;
+        }
+        if shard.order.len() >= self.shard_max
+            && let Some(oldest) = shard.order.pop_front()
+        {
+            shard.seen.remove(&oldest);
+        }
+        let mut seen = Seen { mailbox, seq, committed_at: None, rung: None, delivered: None };
+        change(&mut seen);
+        shard.seen.insert(id, seen);
+        shard.order.push_back(id);
+    }
+
+    fn shard(&self, id: EnvelopeId) -> MutexGuard<'_, Shard> {
+        let shard = &self.shards[usize::from(id.as_bytes()[15]) % SHARDS];
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    fn id(n: u8) -> EnvelopeId {
+        // All in one shard.
+        let mut bytes = [0; 16];
+        bytes[0] = n;
+        EnvelopeId(bytes)
+    }
+
+    #[test]
+    fn the_oldest_is_forgotten_and_a_repeat_is_not_a_new_one() {
+        let (traces, mailbox) = (Traces::new(3 * SHARDS), MailboxId([1; 16]));
+        for n in 1..=3 {
+            traces.committed(id(n), mailbox, Seq(u64::from(n)), UnixMillis(10));
+        }
+        traces.delivered(id(1), mailbox, Seq(1), UnixMillis(20));
+        traces.delivered(id(1), mailbox, Seq(1), UnixMillis(30));
+        traces.rung(id(1), 2, UnixMillis(15));
+        let seen = traces.seen(id(1)).unwrap();
+        assert_eq!((seen.committed_at, seen.rung), (Some(UnixMillis(10)), Some((UnixMillis(15), 2))));
+        assert_eq!(seen.delivered, Some((UnixMillis(30), 2)));
+        traces.committed(id(4), mailbox, Seq(4), UnixMillis(40));
+        assert_eq!(traces.seen(id(1)), None, "the bound holds");
+        assert!(traces.seen(id(2)).is_some());
+        traces.rung(id(9), 1, UnixMillis(50));
+        assert_eq!(traces.seen(id(9)), None, "a bell alone tells of nothing");
+    }
+}
