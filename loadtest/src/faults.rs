@@ -11,9 +11,9 @@ use std::time::Duration;
 /// The parts that the cluster runs on (`dev/cluster up one` or `three`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Parts {
-    /// One NATS, Redis, one database node: only NATS and Redis are broken.
+    /// One NATS, Redis, one database node: NATS and Redis are broken, and wiped together.
     One,
-    /// Three NATS servers, Redis, three database nodes, of which one at a time is broken.
+    /// Three NATS servers, Redis, three database nodes: one at a time is broken, or NATS and Redis are wiped together.
     Three,
 }
 
@@ -41,36 +41,42 @@ const PAUSES_S: [u64; 3] = [1, 15, 60];
 pub fn schedule(seed: u64, duration: Duration, parts: Parts) -> Vec<Fault> {
     let mut random = StdRng::seed_from_u64(seed ^ 0xfa01_7511);
     let own = ["gateway-1", "gateway-2", "gateway-3", "router-1", "router-2"];
-    let (profile, others): (&str, &[&str]) = match parts {
-        Parts::One => ("one", &["nats", "redis"]),
-        Parts::Three => ("three", &["nats-1", "nats-2", "nats-3", "redis", "cql-1", "cql-2", "cql-3"]),
+    let (profile, others, wipe): (&str, &[&str], &str) = match parts {
+        Parts::One => ("one", &["nats", "redis"], "reset nats1 redis"),
+        Parts::Three => (
+            "three",
+            &["nats-1", "nats-2", "nats-3", "redis", "cql-1", "cql-2", "cql-3"],
+            "reset nats3 redis",
+        ),
     };
     let pauses = if duration >= Duration::from_mins(5) { &PAUSES_S[..] } else { &PAUSES_S[..2] };
     let words = |text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let mut faults = Vec::new();
     let mut at = REST;
     loop {
-        let place = random.random_range(0..own.len() + others.len());
+        let place = random.random_range(0..=own.len() + others.len());
         let (script, target) = match own.get(place) {
-            Some(target) => ("cluster", *target),
-            None => ("deps", others[place - own.len()]),
+            Some(target) => ("cluster", Some(*target)),
+            None => ("deps", others.get(place - own.len()).copied()),
         };
-        let killed = random.random_range(0..2) == 0;
+        // Without a target: the bus and presence go at once, with all that they hold.
+        let killed = random.random_range(0..2) == 0 || target.is_none();
         let lasts = if killed {
             Duration::from_millis(random.random_range(200..3000))
         } else {
             Duration::from_secs(pauses[random.random_range(0..pauses.len())])
         };
         // A database node that was killed needs half a minute to come back.
-        let mending = if killed && target.starts_with("cql") { Duration::from_secs(30) } else { REST };
+        let slow = killed && target.is_some_and(|target| target.starts_with("cql"));
+        let mending = if slow { Duration::from_secs(30) } else { REST };
         if at + lasts + mending >= duration {
             return faults;
         }
         let whole = if script == "cluster" { "start".to_owned() } else { format!("start {profile}") };
-        let (begin, end) = if killed {
-            (format!("kill {target}"), whole)
-        } else {
-            (format!("pause {target}"), format!("resume {target}"))
+        let (begin, end) = match target {
+            None => (wipe.to_owned(), whole),
+            Some(target) if killed => (format!("kill {target}"), whole),
+            Some(target) => (format!("pause {target}"), format!("resume {target}")),
         };
         let what = if killed { begin.clone() } else { format!("{begin} {} s", lasts.as_secs()) };
         faults.push(Fault {
@@ -131,6 +137,7 @@ mod tests {
             "kill nats-2",
             "kill cql-3",
             "pause cql-1 1 s",
+            "reset nats3 redis",
         ] {
             assert!(all.contains(what), "{what}");
         }

@@ -317,6 +317,10 @@ impl Run {
     async fn break_and_mend(&self, faults: &[Fault], scripts: &Path) -> Result<()> {
         for fault in faults {
             tokio::time::sleep_until(self.start + fault.at).await;
+            // Earlier faults took longer to mend than planned: after the load's end there is nothing to break.
+            if now() + fault.lasts >= self.start + self.chat.duration {
+                break;
+            }
             let (from_us, in_flight) = self.in_the_middle().await;
             crate::faults::run(scripts, &fault.begin).await?;
             tokio::time::sleep(fault.lasts).await;

@@ -275,7 +275,7 @@ async fn connect(
         options = options.require_tls(true).tls_client_config((**tls).clone());
     }
     options = config.credentials.apply(options).await?;
-    Ok(options.connect(config.urls.join(",")).await?)
+    Ok(options.connect(&config.urls[..]).await?)
 }
 
 /// Doubles from 50 ms; half of it is random, so that the nodes of a cluster do not come back together.

@@ -102,10 +102,15 @@ fn for_people(report: &TraceReport, now: u64) -> String {
         let _ = writeln!(text, "  committed  {}", ago(at));
     }
     if let (Some(at), Some(gateways)) = (report.doorbell_at, report.gateways) {
-        let _ = writeln!(text, "  doorbell   {}, {gateways} gateways rung", ago(at));
+        let what = if gateways == 1 { "gateway" } else { "gateways" };
+        let _ = writeln!(text, "  doorbell   {}, rung at {gateways} {what}", ago(at));
     }
     if let Some(at) = report.delivered_at {
-        let _ = writeln!(text, "  delivered  {} times, last {}", report.deliveries, ago(at));
+        let times = match report.deliveries {
+            1 => "once,".to_owned(),
+            times => format!("{times} times, last"),
+        };
+        let _ = writeln!(text, "  delivered  {times} {}", ago(at));
     }
     if report.devices > 0 {
         let _ = writeln!(text, "  acked      by {} of {} devices", report.devices_acked, report.devices);
@@ -151,7 +156,7 @@ mod tests {
         assert_eq!(
             text,
             "delivered: written to a device's connection, not yet acked\n  committed  2.5 s ago\n  doorbell   2.4 s ago, \
-             1 gateways rung\n  delivered  2 times, last 1.5 s ago\n  acked      by 1 of 2 devices\n  expires    in 56 s\n"
+             rung at 1 gateway\n  delivered  2 times, last 1.5 s ago\n  acked      by 1 of 2 devices\n  expires    in 56 s\n"
         );
     }
 

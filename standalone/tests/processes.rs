@@ -53,7 +53,7 @@ async fn nothing_accepted_is_lost_when_any_process_dies() {
     let world = Arc::new(SystemWorld::new());
     let breaks_all = |faults: &[Fault]| {
         let breaks = |what| faults.iter().any(|fault: &Fault| fault.what.contains(what));
-        ["gateway", "router", "nats", "redis"].into_iter().all(breaks)
+        ["gateway", "router", "pause redis", "reset nats1 redis"].into_iter().all(breaks)
     };
     let seed = (1..10_000).find(|seed| breaks_all(&schedule(*seed, DURATION, Parts::One)));
     let seed = seed.expect("a schedule that breaks a gateway, a router, NATS and Redis");
