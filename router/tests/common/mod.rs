@@ -4,6 +4,7 @@
 
 pub mod flaky;
 pub mod gate;
+pub mod part;
 
 use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, Page, Sender, Slot, SlotBody, Urgency};
