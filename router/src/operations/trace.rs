@@ -44,7 +44,7 @@ pub enum TraceState {
 }
 
 /// Where an envelope is, as one process knows it from its memory and from the store. Times are Unix milliseconds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceReport {
     /// The last state that is true.
     pub state: TraceState,

@@ -1,6 +1,6 @@
 //! Histories over one copy of everything that fails now and then.
 
-use super::run::{Database, history};
+use super::run::{Database, PLANTED, each_is_noticed, history, was_all_met};
 use chappe_protocol::testing::TestWorld;
 use chappe_storage::faulty::{Faults, Faulty};
 use chappe_storage::memory::MemoryRows;
@@ -36,21 +36,7 @@ fn every_history_keeps_its_promises() {
         }
     }
     println!("{sum:?}");
-    let met = [
-        sum.committed,
-        sum.duplicates,
-        sum.refused,
-        sum.undecided,
-        sum.crossings,
-        sum.look_back_reads,
-        sum.look_back_hits,
-        sum.galloped,
-        sum.holes_healed,
-        sum.trimmed,
-        sum.truncated,
-    ];
-    assert!(met.iter().all(|count| *count > 0), "not everything was met: {sum:?}");
-    assert_eq!((sum.lost, sum.cursors_ahead, sum.heads_back, sum.quota_refused), (0, 0, 0, 0), "{sum:?}");
+    was_all_met(&sum);
 }
 
 #[test]
@@ -63,22 +49,5 @@ fn a_history_repeats_under_its_seed() {
 
 #[test]
 fn histories_notice_planted_defects() {
-    for planted in [
-        Planted::SkipLookBack,
-        Planted::LookBackOnlyOnRetry,
-        Planted::LookBackStopsAtFloor,
-        Planted::OpensUnsealed,
-        Planted::HolesSkipped,
-        Planted::HolesBelieved,
-        Planted::TrimIgnoresCursors,
-        Planted::ExpectIgnored,
-        Planted::IdsIgnored,
-        Planted::TrimDropsHead,
-        Planted::TrimDropsIds,
-    ] {
-        let noticed =
-            (0..1000).find_map(|seed| history::<Memory>(seed, Some(planted)).err().map(|what| (seed, what)));
-        println!("{planted:?}: {noticed:?}");
-        assert!(noticed.is_some(), "{planted:?} goes unnoticed");
-    }
+    each_is_noticed::<Memory>(&PLANTED, 1000);
 }

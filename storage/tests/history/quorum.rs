@@ -1,6 +1,6 @@
 //! Histories over three replicas that fail as those of a quorum database do.
 
-use super::run::{Database, history};
+use super::run::{Database, PLANTED, each_is_noticed, history, was_all_met};
 use chappe_protocol::testing::TestWorld;
 use chappe_storage::planted::Planted;
 use chappe_storage::quorum::{QuorumFaults, QuorumRows, QuorumStats};
@@ -40,21 +40,7 @@ fn every_history_keeps_its_promises() {
         }
     }
     println!("{sum:?}\n{replicas:?}");
-    let met = [
-        sum.committed,
-        sum.duplicates,
-        sum.refused,
-        sum.undecided,
-        sum.crossings,
-        sum.look_back_reads,
-        sum.look_back_hits,
-        sum.galloped,
-        sum.holes_healed,
-        sum.trimmed,
-        sum.truncated,
-    ];
-    assert!(met.iter().all(|count| *count > 0), "not everything was met: {sum:?}");
-    assert_eq!((sum.lost, sum.cursors_ahead, sum.heads_back, sum.quota_refused), (0, 0, 0, 0), "{sum:?}");
+    was_all_met(&sum);
     assert!(replicas.counts().iter().all(|(_, count)| *count > 0), "not everything was met: {replicas:?}");
 }
 
@@ -72,26 +58,11 @@ const SEEDS: u64 = 150;
 
 #[test]
 fn histories_notice_planted_defects() {
-    for planted in [
-        Planted::SkipLookBack,
-        Planted::LookBackOnlyOnRetry,
-        Planted::LookBackStopsAtFloor,
-        Planted::OpensUnsealed,
-        Planted::HolesSkipped,
-        Planted::HolesBelieved,
-        Planted::TrimIgnoresCursors,
-        Planted::ExpectIgnored,
-        Planted::IdsIgnored,
-        Planted::TrimDropsHead,
-        Planted::TrimDropsIds,
+    let of_replicas = [
         Planted::CommitLogPeriodic,
         Planted::NaiveDelete,
         Planted::UnfinishedForgotten,
         Planted::TtlWithoutSlack,
-    ] {
-        let red = |seed| history::<QuorumRows>(seed, Some(planted)).err().map(|what| (seed, what));
-        let noticed = (0..SEEDS).find_map(red);
-        println!("{planted:?}: {noticed:?}");
-        assert!(noticed.is_some(), "{planted:?} goes unnoticed");
-    }
+    ];
+    each_is_noticed::<QuorumRows>(&[&PLANTED[..], &of_replicas[..]].concat(), SEEDS);
 }

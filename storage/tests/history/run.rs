@@ -387,3 +387,47 @@ fn check<D: Database>(cluster: &Cluster<D>) -> Result<Met<D>, String> {
     }
     Ok(Met { stats: seen.stats, rows: Some(cluster.rows.clone()), log })
 }
+
+/// Defects that every kind of database must show.
+pub(super) const PLANTED: [Planted; 11] = [
+    Planted::SkipLookBack,
+    Planted::LookBackOnlyOnRetry,
+    Planted::LookBackStopsAtFloor,
+    Planted::OpensUnsealed,
+    Planted::HolesSkipped,
+    Planted::HolesBelieved,
+    Planted::TrimIgnoresCursors,
+    Planted::ExpectIgnored,
+    Planted::IdsIgnored,
+    Planted::TrimDropsHead,
+    Planted::TrimDropsIds,
+];
+
+/// Each of these is noticed by one of so many seeds.
+pub(super) fn each_is_noticed<D: Database>(planted: &[Planted], seeds: u64) {
+    for planted in planted {
+        let red = |seed| history::<D>(seed, Some(*planted)).err().map(|what| (seed, what));
+        let noticed = (0..seeds).find_map(red);
+        println!("{planted:?}: {noticed:?}");
+        assert!(noticed.is_some(), "{planted:?} goes unnoticed");
+    }
+}
+
+/// Everything that a log can meet was met, and nothing that it must not.
+pub(super) fn was_all_met(sum: &LogStats) {
+    let met = [
+        sum.committed,
+        sum.duplicates,
+        sum.refused,
+        sum.undecided,
+        sum.crossings,
+        sum.look_back_reads,
+        sum.look_back_hits,
+        sum.galloped,
+        sum.holes_healed,
+        sum.trimmed,
+        sum.truncated,
+    ];
+    assert!(met.iter().all(|count| *count > 0), "not everything was met: {sum:?}");
+    assert_eq!((sum.lost, sum.cursors_ahead, sum.heads_back, sum.quota_refused), (0, 0, 0, 0), "{sum:?}");
+}
