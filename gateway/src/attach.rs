@@ -37,11 +37,12 @@ struct Found {
 
 /// Checks the token, attaches or resumes, takes the place in registry and presence.
 pub(crate) async fn attach(gateway: &Arc<Gateway>, hello: Hello) -> Result<Beginning, CloseCode> {
-    let (now, wall) = (gateway.world.now(), gateway.world.wall());
     let identity = gateway
         .verifier
-        .verify(&hello.token.0, &hello.device, wall)
+        .check(&hello.token.0, &hello.device, &*gateway.world)
+        .await
         .map_err(crate::auth::TokenError::close_code)?;
+    let (now, wall) = (gateway.world.now(), gateway.world.wall());
     let user = identity.user;
     let valid_until = now + Millis(identity.valid_until.0.saturating_sub(wall.0));
     let mut mailbox = mailbox_of(gateway, &user).await?;

@@ -1,11 +1,21 @@
-//! Who is at the door: JSON Web Tokens (RFC 7519), one algorithm, one key.
-//! **Invariant:** the key decides the algorithm, never the token; what is not proven is refused.
+//! Who is at the door: JSON Web Tokens (RFC 7519, checked as RFC 8725 asks), one algorithm, one key or the set of one issuer.
+//! **Invariant:** the settings decide the algorithm, never the token; what is not proven is refused, and for good only if no other
+//! key could prove it.
 
+mod jwks;
+mod keys;
+
+use crate::metrics::GatewayMetrics;
 use chappe_protocol::close::CloseCode;
 use chappe_protocol::id::{DeviceId, UserId};
 use chappe_protocol::time::{Millis, UnixMillis};
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use chappe_protocol::world::World;
+use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation};
+use keys::KeySet;
+pub use keys::{KeySource, SetAlgorithm};
 use serde::Deserialize;
+use std::sync::Arc;
+use tokio::sync::watch;
 
 /// The longest token, in bytes.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
@@ -63,6 +73,9 @@ pub enum TokenError {
     /// It was good once: a fresh one will do.
     #[error("the token has expired")]
     Expired,
+    /// It names a key that is not known: another fetch of the keys may bring it.
+    #[error("the token's key is not known yet")]
+    UnknownKey,
 }
 
 impl TokenError {
@@ -71,6 +84,7 @@ impl TokenError {
         match self {
             Self::Invalid | Self::OtherDevice => CloseCode::TokenInvalid,
             Self::Expired => CloseCode::TokenExpired,
+            Self::UnknownKey => CloseCode::KeysUnavailable,
         }
     }
 }
@@ -86,10 +100,20 @@ pub struct Identity {
     pub valid_until: UnixMillis,
 }
 
-/// Checks tokens against one key.
+/// Checks tokens.
 pub struct TokenVerifier {
-    key: DecodingKey,
+    trust: Trust,
+    algorithm: Algorithm,
     validation: Validation,
+    issuer: Option<String>,
+}
+
+/// Whose signature counts.
+enum Trust {
+    /// That of this key.
+    Key(Arc<DecodingKey>),
+    /// That of the key which the token names, of a set.
+    Set(KeySet),
 }
 
 impl std::fmt::Debug for TokenVerifier {
@@ -105,6 +129,9 @@ struct Claims {
     exp: f64,
     #[serde(default)]
     nbf: Option<f64>,
+    /// One string (RFC 7519, section 4.1.1): a list of issuers is no issuer.
+    #[serde(default)]
+    iss: Option<String>,
 }
 
 impl TokenVerifier {
@@ -120,19 +147,33 @@ impl TokenVerifier {
             }
             TokenKey::Hs256 { secret } => (Algorithm::HS256, DecodingKey::from_secret(secret)),
         };
+        Ok(Self::trusting(Trust::Key(Arc::new(key)), algorithm))
+    }
+
+    /// Takes the set of an issuer, whose tokens alone are good. There is no key before [`TokenVerifier::run`] has fetched it.
+    pub fn with_set(source: KeySource) -> Self {
+        let algorithm = match source.algorithm {
+            SetAlgorithm::EdDsa => Algorithm::EdDSA,
+            SetAlgorithm::Es256 => Algorithm::ES256,
+            SetAlgorithm::Rs256 => Algorithm::RS256,
+        };
+        let issuer = source.issuer.clone();
+        Self::trusting(Trust::Set(KeySet::new(source)), algorithm).issued_by(&issuer)
+    }
+
+    fn trusting(trust: Trust, algorithm: Algorithm) -> Self {
         let mut validation = Validation::new(algorithm);
         // The times are checked here, with the clock that was handed in.
         validation.validate_exp = false;
         validation.validate_nbf = false;
         validation.required_spec_claims.clear();
-        Ok(Self { key, validation })
+        Self { trust, algorithm, validation, issuer: None }
     }
 
     /// Only tokens of this issuer (claim `iss`).
     #[must_use]
     pub fn issued_by(mut self, issuer: &str) -> Self {
-        self.validation.set_issuer(&[issuer]);
-        self.validation.required_spec_claims.insert("iss".to_owned());
+        self.issuer = Some(issuer.to_owned());
         self
     }
 
@@ -144,21 +185,110 @@ impl TokenVerifier {
         self
     }
 
-    /// Checks a token that came from `device`, at wall time `now`.
+    /// Keeps the keys fresh until dropped; without a set it has nothing to do.
+    pub async fn run(&self, world: &dyn World, metrics: &GatewayMetrics) {
+        match &self.trust {
+            Trust::Key(_) => std::future::pending().await,
+            Trust::Set(set) => set.run(world, metrics).await,
+        }
+    }
+
+    /// Waits until there is a key: before that nobody gets in.
+    pub async fn has_keys(&self) {
+        match &self.trust {
+            Trust::Key(_) => {}
+            Trust::Set(set) => set.known().await,
+        }
+    }
+
+    /// Fetches the keys anew whenever `reloads` changes (SIGHUP), within the same bounds; until it is closed.
+    pub async fn renew_on(&self, mut reloads: watch::Receiver<u64>) {
+        while reloads.changed().await.is_ok() {
+            match &self.trust {
+                Trust::Key(_) => {}
+                Trust::Set(set) => set.ask(),
+            }
+        }
+    }
+
+    /// Checks a token that came from `device`; fetches the keys anew, within bounds, if it names one that is not known.
+    pub async fn check(
+        &self,
+        token: &str,
+        device: &DeviceId,
+        world: &dyn World,
+    ) -> Result<Identity, TokenError> {
+        let seen = match &self.trust {
+            Trust::Key(_) => None,
+            Trust::Set(set) => Some((set, set.seen())),
+        };
+        let first = self.verify(token, device, world.wall());
+        let (Err(TokenError::UnknownKey), Some((set, seen))) = (&first, seen) else { return first };
+        if !set.renewed(seen).await {
+            return first;
+        }
+        match self.judge(token, device, world.wall()) {
+            // The set that was fetched for it has no such key.
+            Err(TokenError::UnknownKey) if !set.is_empty() => Err(TokenError::Invalid),
+            other => other,
+        }
+    }
+
+    /// Checks a token that came from `device`, at wall time `now`, against the keys that are known. Where another fetch could
+    /// make a difference it is asked for, and not awaited.
     pub fn verify(&self, token: &str, device: &DeviceId, now: UnixMillis) -> Result<Identity, TokenError> {
+        let judged = self.judge(token, device, now);
+        if let (Err(TokenError::UnknownKey), Trust::Set(set)) = (&judged, &self.trust) {
+            set.ask();
+        }
+        judged
+    }
+
+    fn judge(&self, token: &str, device: &DeviceId, now: UnixMillis) -> Result<Identity, TokenError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::Invalid);
         }
-        let data = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
-            .map_err(|_| TokenError::Invalid)?;
-        let header = data.header;
-        // Keys come from our configuration only, and we understand no critical extension (RFC 7515, 4.1.11).
+        let header = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Invalid)?;
+        self.check_header(&header)?;
+        let key = self.key(&header)?;
+        let data =
+            jsonwebtoken::decode::<Claims>(token, &key, &self.validation).map_err(|_| TokenError::Invalid)?;
+        self.identify(&data.claims, device, now)
+    }
+
+    /// Keys come from our settings only, we understand no critical extension (RFC 7515, 4.1.11), and no token lies in another
+    /// (RFC 7519, 5.2).
+    fn check_header(&self, header: &Header) -> Result<(), TokenError> {
         let brings_a_key =
             header.jku.is_some() || header.jwk.is_some() || header.x5u.is_some() || header.x5c.is_some();
-        if brings_a_key || header.crit.is_some() {
+        let good = header.alg == self.algorithm
+            && !brings_a_key
+            && header.crit.is_none()
+            && header.cty.is_none()
+            && header.enc.is_none();
+        if good { Ok(()) } else { Err(TokenError::Invalid) }
+    }
+
+    fn key(&self, header: &Header) -> Result<Arc<DecodingKey>, TokenError> {
+        let set = match &self.trust {
+            Trust::Key(key) => return Ok(Arc::clone(key)),
+            Trust::Set(set) => set,
+        };
+        let id = header.kid.as_deref();
+        if id.is_some_and(|id| !jwks::is_key_id(id)) {
             return Err(TokenError::Invalid);
         }
-        let claims = data.claims;
+        match set.get(id) {
+            Some(key) => Ok(key),
+            None if id.is_none() && !set.is_empty() => Err(TokenError::Invalid),
+            None => Err(TokenError::UnknownKey),
+        }
+    }
+
+    fn identify(&self, claims: &Claims, device: &DeviceId, now: UnixMillis) -> Result<Identity, TokenError> {
+        if self.issuer.is_some() && claims.iss != self.issuer {
+            return Err(TokenError::Invalid);
+        }
         let valid_until = numeric_date(claims.exp)? + SKEW;
         if let Some(nbf) = claims.nbf
             && numeric_date(nbf)? > now + SKEW

@@ -148,7 +148,8 @@ impl GatewayConfig {
             submit_bytes_max: 4 * 1024 * 1024,
             ephemerals_per_second: 20,
             ephemerals_burst: 40,
-            probe_every: Millis::from_secs(45),
+            // So that a revocation whose doorbell was lost is seen within 60 s, the router's own few seconds included.
+            probe_every: Millis::from_secs(40),
             probe_outright_every: Millis::from_secs(600),
             drain: DrainConfig::default(),
             #[cfg(feature = "testing")]

@@ -355,7 +355,7 @@ impl Core {
                 self.valid_until = self.now + Millis(identity.valid_until.0.saturating_sub(wall.0));
             }
             Ok(_) | Err(TokenError::OtherDevice) => self.end(CloseCode::TokenInvalid),
-            Err(TokenError::Invalid | TokenError::Expired) => {
+            Err(TokenError::Invalid | TokenError::Expired | TokenError::UnknownKey) => {
                 self.answers.push(ServerFrame::Error(refresh_refused()));
             }
         }

@@ -31,7 +31,7 @@ mod timers;
 pub mod transport;
 mod users;
 
-pub use auth::{TokenKey, TokenVerifier};
+pub use auth::{KeySource, SetAlgorithm, TokenKey, TokenVerifier};
 use chappe_protocol::time::Millis;
 use chappe_router::presence::LEASE_MS;
 pub use config::{DrainConfig, GatewayConfig, Incoming, Parts, TlsSource};
@@ -71,6 +71,7 @@ where
         () = probe::heed(&gateway, alarms) => {}
         () = probe::run(&gateway) => {}
         () = probe::renew_leases(&gateway) => {}
+        () = gateway.verifier.run(&*gateway.world, &gateway.metrics) => {}
     }
 }
 

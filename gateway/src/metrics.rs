@@ -78,6 +78,8 @@ metrics! {
         probes_total = "chappe_gateway_probes_total";
         /// Probes that got no answer.
         probe_failed_total = "chappe_gateway_probe_failed_total";
+        /// Probes that no router answered and that were answered from the store.
+        probes_alone_total = "chappe_gateway_probes_alone_total";
         /// Mailboxes whose growth was found by a probe and not by a doorbell.
         probe_news_total = "chappe_gateway_probe_news_total";
         /// Alarm: clients whose cursor lies beyond the head.
@@ -92,6 +94,8 @@ metrics! {
         outcomes_total = "chappe_gateway_outcomes_total" by "outcome";
         /// Frames and submits refused, by the name of the limit.
         limited_total = "chappe_gateway_limited_total" by "limit";
+        /// Fetches of the keys that tokens are checked with, by outcome: ok, empty, unreachable, unusable.
+        token_key_fetches_total = "chappe_gateway_token_key_fetches_total" by "outcome";
     }
     gauges {
         /// Sockets in TLS and WebSocket handshakes or waiting for their Hello.
@@ -106,6 +110,10 @@ metrics! {
         advances_in_flight = "chappe_gateway_advances_in_flight";
         /// Timers armed.
         timers = "chappe_gateway_timers";
+        /// Keys fetched for checking tokens; 0 with a key file.
+        token_keys = "chappe_gateway_token_keys";
+        /// Seconds since these keys were fetched, or since the start; 0 with a key file.
+        token_keys_age_seconds = "chappe_gateway_token_keys_age_seconds";
         /// Doorbells waiting in the gateway's queue when last looked at.
         doorbell_queue = "chappe_gateway_doorbell_queue";
     }

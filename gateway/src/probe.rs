@@ -1,12 +1,16 @@
 //! What a lost doorbell would have said: known heads are compared with the routers' at intervals, leases are renewed.
 //! **Invariant:** a mailbox's growth is noticed within one probe, whatever became of its doorbells.
 
+mod alone;
+
 use crate::doorbells::tell_news;
 use crate::shared::Gateway;
+use alone::Alone;
 use chappe_protocol::close::CloseCode;
 use chappe_protocol::id::{MailboxId, Seq};
 use chappe_protocol::internode::{Probe, ProbeReply, Reply, Request};
 use chappe_protocol::time::{Millis, Time, UnixMillis};
+use chappe_router::links::LinkError;
 use chappe_router::presence::LEASE_MS;
 use tokio::sync::watch;
 
@@ -29,8 +33,10 @@ pub(crate) async fn run(gateway: &Gateway) {
         as_of: None,
         outright_due: gateway.world.now() + around(gateway, config.probe_outright_every),
     };
+    let mut spent = OUT_OF_TURN_MIN;
     loop {
-        let pause = Millis(around(gateway, config.probe_every).0.saturating_sub(OUT_OF_TURN_MIN.0));
+        // From one start to the next, however long a round takes.
+        let pause = Millis(around(gateway, config.probe_every).0.saturating_sub(spent.0));
         tokio::select! {
             biased;
             () = gateway.probe_now.notified() => {}
@@ -41,9 +47,11 @@ pub(crate) async fn run(gateway: &Gateway) {
             tokio::time::sleep(OUT_OF_TURN_MIN.to_std()).await;
             continue;
         }
+        let begun = gateway.world.now();
         round(gateway, &mut state).await;
         forget_old(gateway);
         tokio::time::sleep(OUT_OF_TURN_MIN.to_std()).await;
+        spent = gateway.world.now() - begun;
     }
 }
 
@@ -79,13 +87,32 @@ async fn round(gateway: &Gateway, state: &mut State) {
     let mut next_as_of: Option<UnixMillis> = None;
     let mut whole = true;
     let mut after = None;
+    let mut alone: Option<Alone> = None;
     loop {
         let known = gateway.registry.heads_after(after, BATCH_MAX);
         let Some((last, _)) = known.last().copied() else { break };
         after = Some(last);
-        match ask(gateway, asked_as_of, known).await {
-            Some(as_of) => next_as_of = Some(next_as_of.map_or(as_of, |before| before.min(as_of))),
-            None => whole = false,
+        let mut asked = match alone {
+            Some(_) => Asked::Nobody,
+            None => ask(gateway, asked_as_of, known.clone()).await,
+        };
+        if let Asked::Nobody = asked {
+            if alone.is_none() {
+                alone = Alone::begin(gateway, asked_as_of).await;
+            }
+            // Neither routers nor the store: nobody knows of the rest either.
+            let Some(alone) = &alone else {
+                whole = false;
+                break;
+            };
+            asked = alone.answer(gateway, known).await.map_or(Asked::Refused, Asked::Answered);
+        }
+        match asked {
+            Asked::Answered(reply) => {
+                tell(gateway, &reply);
+                next_as_of = Some(next_as_of.map_or(reply.as_of, |before| before.min(reply.as_of)));
+            }
+            Asked::Refused | Asked::Nobody => whole = false,
         }
     }
     if whole && let Some(as_of) = next_as_of {
@@ -93,24 +120,28 @@ async fn round(gateway: &Gateway, state: &mut State) {
     }
 }
 
-/// One batch; returns the store's clock at the answer.
-async fn ask(
-    gateway: &Gateway,
-    as_of: Option<UnixMillis>,
-    known: Vec<(MailboxId, Seq)>,
-) -> Option<UnixMillis> {
-    let (first, _) = *known.first()?;
+/// What became of one batch.
+enum Asked {
+    Answered(ProbeReply),
+    /// A router cannot answer now: the store is away, or it has too many probes.
+    Refused,
+    /// There is no router, or none answers.
+    Nobody,
+}
+
+async fn ask(gateway: &Gateway, as_of: Option<UnixMillis>, known: Vec<(MailboxId, Seq)>) -> Asked {
+    let Some((first, _)) = known.first().copied() else { return Asked::Refused };
     gateway.metrics.probes_total.inc();
     let request = Request::Probe(Probe { as_of, known });
     match gateway.links.request(first, request, gateway.config.request_budget).await {
-        Ok(Reply::Probe(reply)) => {
-            tell(gateway, &reply);
-            Some(reply.as_of)
-        }
-        Ok(Reply::Submit(_) | Reply::Ephemeral | Reply::Base(_) | Reply::Attached | Reply::Unavailable)
-        | Err(_) => {
+        Ok(Reply::Probe(reply)) => Asked::Answered(reply),
+        Ok(Reply::Submit(_) | Reply::Ephemeral | Reply::Base(_) | Reply::Attached | Reply::Unavailable) => {
             gateway.metrics.probe_failed_total.inc();
-            None
+            Asked::Refused
+        }
+        Err(LinkError::NoRouter | LinkError::Timeout) => {
+            gateway.metrics.probe_failed_total.inc();
+            Asked::Nobody
         }
     }
 }

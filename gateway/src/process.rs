@@ -159,6 +159,8 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
         let (reload, ended) = (signals.reload.clone(), ended.clone());
         background.spawn(async move { tls.watch(reload, ended).await });
     }
+    let (keys, reload, stop) = (Arc::clone(&verifier), signals.reload.clone(), ended.clone());
+    background.spawn(async move { stop.run_until_cancelled(keys.renew_on(reload)).await });
     let looked = Arc::clone(&parts);
     let watching = ended.clone();
     background.spawn(async move { looked.watch(watching, |_| ()).await });
@@ -178,17 +180,20 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
         presence: Arc::clone(&parts.presence) as _,
         bells: parts.bus.doorbells(id, BELLS_MAX).await?,
         alarms: parts.bus.alarms(),
-        verifier,
+        verifier: Arc::clone(&verifier),
         tls: tls.map(|tls| tls as Arc<dyn TlsSource>),
         metrics: Arc::new(GatewayMetrics::new(&registry)?),
         traces: Arc::clone(&traces),
     };
     let clients = bind(settings.listen, "--set listen=…").await?;
     tracing::info!(listen = %clients.local_addr()?, "a gateway serves");
-    ready.send_replace(true);
     let (tasks, stop) = (TaskTracker::new(), signals.stop.clone());
     tasks.spawn(crate::run(config, own, accepted(clients).boxed(), stop));
 
+    // Who has no key to check tokens with is of no use to anybody.
+    if signals.stop.run_until_cancelled(verifier.has_keys()).await.is_some() {
+        ready.send_replace(true);
+    }
     signals.stop.cancelled().await;
     ready.send_replace(false);
     let in_time = chappe_node::drain::wait(&signals.stop, &tasks, budget).await;

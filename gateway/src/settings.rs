@@ -1,10 +1,10 @@
 //! Settings of a gateway's door: what `gateway` and `chappe serve` have in common.
 //! **Invariant:** whatever is set is read; what cannot work is refused before a port is bound.
 
-use crate::auth::{TokenKey, TokenVerifier};
+mod token;
+
 use crate::{DrainConfig, GatewayConfig, TlsSource};
-use anyhow::Context as _;
-use chappe_node::config::{ConfigError, between, read_file};
+use chappe_node::config::{ConfigError, between};
 use chappe_node::tls::ReloadingTls;
 use chappe_protocol::id::GatewayId;
 use chappe_protocol::session::SessionConfig;
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+pub use token::{TokenAlgorithm, TokenConfig};
 
 /// TLS of the client port.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,31 +27,6 @@ pub struct TlsConfig {
     pub off: bool,
     /// Something in front ends TLS, so that `off` is allowed on other addresses too.
     pub behind_proxy: bool,
-}
-
-/// The one algorithm of tokens.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TokenAlgorithm {
-    /// Ed25519: the server has the public key only.
-    #[default]
-    EdDsa,
-    /// HMAC-SHA-256: the server has the secret.
-    Hs256,
-}
-
-/// Which tokens are good.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TokenConfig {
-    /// `eddsa` or `hs256`; a token that says otherwise is refused.
-    pub algorithm: TokenAlgorithm,
-    /// File with the public key (PEM) or the secret (at least 32 bytes); empty: a self-made key, on loopback only.
-    pub key: PathBuf,
-    /// Only tokens of this issuer (`iss`); empty: any.
-    pub issuer: String,
-    /// Only tokens for this audience (`aud`); empty: none.
-    pub audience: String,
 }
 
 /// Limits of sessions, as told in Welcome.
@@ -149,18 +125,7 @@ impl Door<'_> {
             };
             return Err(ConfigError::value("tls.certificate", hint));
         }
-        if !(is_set(&token.key) || self_made_will_do) {
-            let hint = if self_made {
-                "the self-made token key serves on loopback only; give token.key"
-            } else {
-                "a gateway needs the key of your sign-in service: give token.key"
-            };
-            return Err(ConfigError::value("token.key", hint));
-        }
-        if token.algorithm == TokenAlgorithm::Hs256 && !is_set(&token.key) {
-            let hint = "hs256 needs a file with a secret of at least 32 bytes";
-            return Err(ConfigError::value("token.key", hint));
-        }
+        token.check(self_made, local)?;
         if admin == listen && listen.port() != 0 {
             return Err(ConfigError::value("admin", "the admin port must not be the clients' port"));
         }
@@ -177,27 +142,6 @@ impl TlsConfig {
         let given = (self.certificate.as_path(), self.key.as_path());
         let (certificate, key) = self_made.filter(|_| !is_set(&self.certificate)).unwrap_or(given);
         Ok(Some(Arc::new(ReloadingTls::load(certificate, key)?)))
-    }
-}
-
-impl TokenConfig {
-    /// The verifier of the settings' key, else of the self-made one.
-    pub fn open(&self, self_made: Option<&Path>) -> anyhow::Result<TokenVerifier> {
-        let path = self_made.filter(|_| !is_set(&self.key)).unwrap_or(&self.key);
-        let bytes = read_file(path, "token.key")?;
-        let key = match self.algorithm {
-            TokenAlgorithm::EdDsa => TokenKey::EdDsa { public_pem: bytes },
-            TokenAlgorithm::Hs256 => TokenKey::Hs256 { secret: bytes },
-        };
-        let mut verifier =
-            TokenVerifier::new(&key).with_context(|| format!("token_key_unusable: {}", path.display()))?;
-        if !self.issuer.is_empty() {
-            verifier = verifier.issued_by(&self.issuer);
-        }
-        if !self.audience.is_empty() {
-            verifier = verifier.for_audience(&self.audience);
-        }
-        Ok(verifier)
     }
 }
 

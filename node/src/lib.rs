@@ -5,6 +5,7 @@ pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod drain;
+pub mod fetch;
 pub mod listen;
 pub mod process;
 pub mod signal;

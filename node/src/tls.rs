@@ -53,11 +53,25 @@ pub fn client_config(authority: &Path) -> Result<Option<Arc<rustls::ClientConfig
     if roots.is_empty() {
         return Err(file("there is no certificate in it".into()));
     }
+    with_roots(roots).map(Some).map_err(|error| file(error.to_string()))
+}
+
+/// TLS to a server outside, whose certificate this authority (a PEM file) has signed; an empty path: one of the public ones.
+pub fn trusting(authority: &Path) -> Result<Arc<rustls::ClientConfig>, TlsError> {
+    if let Some(config) = client_config(authority)? {
+        return Ok(config);
+    }
+    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let message =
+        |error: rustls::Error| TlsError::File { path: authority.to_owned(), message: error.to_string() };
+    with_roots(roots).map_err(message)
+}
+
+fn with_roots(roots: rustls::RootCertStore) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| file(error.to_string()))?;
-    Ok(Some(Arc::new(config.with_root_certificates(roots).with_no_client_auth())))
+    let config =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
 }
 
 /// A server's certificate chain and key in files, and the configuration made of them.

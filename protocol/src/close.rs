@@ -50,6 +50,8 @@ close_codes! {
     RateLimited = 3007, "rate_limited";
     /// A peek ended: backlog delivered or 30 s over.
     PeekEnded = 3008, "peek_ended";
+    /// The keys that tokens are checked with cannot be fetched now. The token may be good: come back with it.
+    KeysUnavailable = 3009, "keys_unavailable";
     /// Bytes that are no frame, or a field that is missing or out of its bounds.
     BadFrame = 3500, "bad_frame";
     /// A frame beyond `frame_bytes_max`.

@@ -17,7 +17,7 @@ pub mod parts;
 mod permits;
 pub mod planted;
 pub mod presence;
-mod probe;
+pub mod probe;
 pub mod process;
 pub mod redis;
 mod rounds;

@@ -55,18 +55,22 @@ pub enum Verb {
     EraseUser,
     /// Bars a device for ever.
     RevokeDevice,
+    /// Bars a user with all devices, those included that never were here.
+    RevokeUser,
     /// Tells where an envelope is.
     Trace,
 }
 
 impl Verb {
-    const ALL: [Self; 4] = [Self::AddUser, Self::EraseUser, Self::RevokeDevice, Self::Trace];
+    const ALL: [Self; 5] =
+        [Self::AddUser, Self::EraseUser, Self::RevokeDevice, Self::RevokeUser, Self::Trace];
 
     const fn path(self) -> &'static str {
         match self {
             Self::AddUser => "/v1/users/add",
             Self::EraseUser => "/v1/users/erase",
             Self::RevokeDevice => "/v1/devices/revoke",
+            Self::RevokeUser => "/v1/users/revoke",
             Self::Trace => "/v1/trace",
         }
     }
@@ -96,7 +100,9 @@ impl Operations {
         }
         match verb {
             Verb::Trace => self.trace(&call.body).await,
-            Verb::AddUser | Verb::EraseUser | Verb::RevokeDevice => self.change(verb, &call.body).await,
+            Verb::AddUser | Verb::EraseUser | Verb::RevokeDevice | Verb::RevokeUser => {
+                self.change(verb, &call.body).await
+            }
         }
     }
 
@@ -117,6 +123,14 @@ impl Operations {
             (_, Err(error)) => return reply(StatusCode::BAD_REQUEST, "device", &error.to_string()),
             (Verb::AddUser, Ok(_)) => self.store.create_user(&user).await.map(|_| true),
             (Verb::EraseUser, Ok(_)) => self.erase(&user).await,
+            (Verb::RevokeUser, Ok(None)) => self.bar(&user).await,
+            (Verb::RevokeUser, Ok(Some(_))) => {
+                return reply(
+                    StatusCode::BAD_REQUEST,
+                    "device",
+                    "this call is about all devices of the user",
+                );
+            }
             (Verb::RevokeDevice, Ok(Some(device))) => self.revoke(&user, &device).await,
             (Verb::RevokeDevice | Verb::Trace, Ok(_)) => {
                 return reply(StatusCode::BAD_REQUEST, "device", "name the device to revoke");
@@ -149,6 +163,17 @@ impl Operations {
         let Some(row) = devices.devices.iter().find(|row| row.device == *device) else { return Ok(false) };
         self.store.revoke(found.mailbox, device).await?;
         self.ring(found.mailbox, row).await;
+        Ok(true)
+    }
+
+    /// Also one who was erased: who would come back to a new mailbox is barred from that one.
+    async fn bar(&self, user: &UserId) -> Result<bool, StoreError> {
+        let Some(found) = self.store.user(user).await? else { return Ok(false) };
+        let mailbox = if found.erased { self.store.create_user(user).await?.mailbox } else { found.mailbox };
+        let devices = chappe_storage::bar(&*self.store, mailbox).await?;
+        for device in devices.devices {
+            self.ring(mailbox, &device).await;
+        }
         Ok(true)
     }
 

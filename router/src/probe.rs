@@ -10,12 +10,12 @@ use crate::submit::{in_parallel, refuse_invalid};
 use chappe_protocol::id::{MailboxId, Seq};
 use chappe_protocol::internode::{DeviceNews, MailboxNews, Probe, ProbeReply, Reply};
 use chappe_protocol::time::{Millis, Time, UnixMillis};
-use chappe_storage::{Result, StoreError};
+use chappe_storage::{Result, Store, StoreError};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The router looks so far back behind a probe's `as_of`.
-const LOOK_BACK: Millis = Millis(120_000);
+/// How far behind a probe's `as_of` pending rows are looked for: for writes under way, and for clocks.
+pub const LOOK_BACK: Millis = Millis(120_000);
 /// What one read of the pending rows covers beyond the probe that caused it.
 const SHARED_SPAN: Millis = Millis(60_000);
 /// A probe older than this reads all heads outright.
@@ -70,7 +70,11 @@ async fn answer_from_store(shared: &Arc<Shared>, probe: Probe) -> Result<ProbeRe
     if shared.config.has_bug(PlantedBug::BlindProbe) {
         return Ok(ProbeReply { as_of, news: Vec::new() });
     }
-    let reads = known.into_iter().map(|(mailbox, head)| read(Arc::clone(shared), mailbox, head)).collect();
+    let read = |(mailbox, head)| {
+        let store = Arc::clone(&shared.store);
+        async move { look(&*store, mailbox, head).await }
+    };
+    let reads = known.into_iter().map(read).collect();
     let read = in_parallel(reads, shared.config.probe_parallel_max).await;
     let complete = read.iter().all(Result::is_ok);
     let news = read.into_iter().filter_map(Result::ok).flatten().collect();
@@ -83,13 +87,13 @@ async fn answer_from_store(shared: &Arc<Shared>, probe: Probe) -> Result<ProbeRe
 }
 
 /// What there is to tell of a mailbox: its growth, or sessions that may be newer than the gateway's.
-async fn read(shared: Arc<Shared>, mailbox: MailboxId, known: Seq) -> Result<Option<MailboxNews>> {
-    let (head, erased) = match shared.store.head(mailbox, false).await {
+pub async fn look(store: &dyn Store, mailbox: MailboxId, known: Seq) -> Result<Option<MailboxNews>> {
+    let (head, erased) = match store.head(mailbox, false).await {
         Ok(Seq::MAX) | Err(StoreError::Erased) => (known, true),
         Ok(head) => (head, false),
         Err(error) => return Err(error),
     };
-    let set = shared.store.devices(mailbox).await?;
+    let set = store.devices(mailbox).await?;
     let devices: Vec<DeviceNews> = set
         .devices
         .into_iter()

@@ -140,6 +140,8 @@ enum UserCommand {
     Add(UserArgs),
     /// Erase a user for ever: mailbox, devices, name
     Erase(UserArgs),
+    /// Bar a user, with all devices, and close their sessions
+    Revoke(UserArgs),
     /// Bar a device for ever and close its sessions
     RevokeDevice {
         /// The device
@@ -279,6 +281,7 @@ async fn user(command: UserCommand) -> Result<ExitCode> {
     let (verb, device, args) = match command {
         UserCommand::Add(args) => (Verb::AddUser, None, args),
         UserCommand::Erase(args) => (Verb::EraseUser, None, args),
+        UserCommand::Revoke(args) => (Verb::RevokeUser, None, args),
         UserCommand::RevokeDevice { device, user } => (Verb::RevokeDevice, Some(device), user),
     };
     let path = DataDir::new(&args.data.data).admin_token();

@@ -21,7 +21,7 @@ use chappe_router::{RouterConfig, janitor, operations};
 use chappe_storage::Store;
 use chappe_storage::embedded::{EmbeddedConfig, EmbeddedRows};
 use chappe_storage::slotlog::SlotLog;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use prometheus::Registry;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -92,7 +92,9 @@ impl Server {
     pub async fn run(self, signals: Signals) -> Result<bool> {
         let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
         let ended = CancellationToken::new();
-        let (ready, ready_watch) = tokio::sync::watch::channel(true);
+        let verifier = Arc::clone(&self.verifier);
+        let has_keys = verifier.has_keys().now_or_never().is_some();
+        let (ready, ready_watch) = tokio::sync::watch::channel(has_keys);
         let handler = operations::handler(Arc::new(self.operations.into()));
         let admin = Admin { registry: self.registry.clone(), ready: ready_watch, handler: Some(handler) };
         background.spawn(chappe_node::admin::serve(self.admin, admin, ended.clone(), background.clone()));
@@ -105,6 +107,8 @@ impl Server {
             let (reload, ended) = (signals.reload.clone(), ended.clone());
             background.spawn(async move { tls.watch(reload, ended).await });
         }
+        let (keys, reload, stop) = (Arc::clone(&verifier), signals.reload.clone(), ended.clone());
+        background.spawn(async move { stop.run_until_cancelled(keys.renew_on(reload)).await });
         let config = gateway_config(
             GatewayId::random(self.world.as_ref()),
             self.resume_key,
@@ -115,11 +119,14 @@ impl Server {
         let tls = self.tls.map(|tls| tls as Arc<dyn TlsSource>);
         let budget = config.drain.budget.to_std() + CLOSING;
         let (cluster, stop) = (self.cluster.clone(), signals.stop.clone());
-        let (clients, verifier) = (self.clients, self.verifier);
+        let (clients, checking) = (self.clients, self.verifier);
         tasks.spawn(async move {
-            cluster.run_gateway(config, verifier, tls, accepted(clients).boxed(), stop).await;
+            cluster.run_gateway(config, checking, tls, accepted(clients).boxed(), stop).await;
         });
 
+        if signals.stop.run_until_cancelled(verifier.has_keys()).await.is_some() {
+            ready.send_replace(true);
+        }
         signals.stop.cancelled().await;
         ready.send_replace(false);
         let in_time = chappe_node::drain::wait(&signals.stop, &tasks, budget).await;

@@ -61,6 +61,24 @@ pub struct DeviceSet {
     pub devices: Vec<Device>,
 }
 
+/// The device that stands for all devices of a user. It never attaches; revoked, it bars the user.
+pub fn every_device() -> DeviceId {
+    let Ok(device) = DeviceId::new("chappe:every-device") else { unreachable!("a valid id") };
+    device
+}
+
+/// Bars a user for as long as the mailbox is theirs: every device is revoked, and none that comes later gets in. Returns the devices
+/// as they were. An erase ends the bar, since it forgets whom it was for.
+pub async fn bar(store: &dyn Store, mailbox: MailboxId) -> Result<DeviceSet> {
+    // First the bar, then the devices: one that is created meanwhile is seen here, or sees the bar.
+    store.revoke(mailbox, &every_device()).await?;
+    let set = store.devices(mailbox).await?;
+    for row in set.devices.iter().filter(|row| !row.revoked) {
+        store.revoke(mailbox, &row.device).await?;
+    }
+    Ok(set)
+}
+
 /// An envelope on its way into the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -163,11 +181,11 @@ pub trait Store: Send + Sync + 'static {
     async fn devices(&self, mailbox: MailboxId) -> Result<DeviceSet>;
 
     /// Attaches a device: creates it at the SERIAL head if it is new, raises its epoch, takes its cursor as an ack.
-    /// [`StoreError::Revoked`] and [`StoreError::CursorAhead`] are final.
+    /// [`StoreError::Revoked`] (also: its user is [barred](bar)) and [`StoreError::CursorAhead`] are final.
     async fn attach(&self, mailbox: MailboxId, device: &DeviceId, attach: Attach) -> Result<Attached>;
 
     /// Attaches without a new epoch and without any write (resume, peek): one read of the device, one of the head.
-    /// `None`: there is no such device yet.
+    /// `None`: there is no such device yet, and its user is not barred.
     async fn glance(
         &self,
         mailbox: MailboxId,

@@ -8,6 +8,7 @@
 )] // each test file uses its part; a failed step is a failed test
 
 pub(crate) mod client;
+pub(crate) mod issuer;
 
 use async_trait::async_trait;
 use chappe_gateway::{GatewayConfig, GatewayMetrics, Incoming, Parts, TokenKey, TokenVerifier};
@@ -58,6 +59,8 @@ impl World for TokioWorld {
 pub(crate) struct TestLinks {
     pub(crate) inner: LocalLinks,
     pub(crate) deaf: AtomicBool,
+    /// No bus: no request arrives, no doorbell rings.
+    pub(crate) cut: AtomicBool,
     pub(crate) hang: AtomicBool,
     pub(crate) probes: AtomicU64,
     pub(crate) submits: AtomicU64,
@@ -71,6 +74,9 @@ impl Links for TestLinks {
         request: Request,
         budget: Millis,
     ) -> Result<Reply, LinkError> {
+        if self.cut.load(Ordering::Relaxed) {
+            return Err(LinkError::NoRouter);
+        }
         if matches!(request, Request::Submit(_)) {
             self.submits.fetch_add(1, Ordering::Relaxed);
         }
@@ -85,7 +91,7 @@ impl Links for TestLinks {
         self.inner.request(mailbox, request, budget).await
     }
     fn ring(&self, gateway: GatewayId, bell: Doorbell) {
-        if !self.deaf.load(Ordering::Relaxed) {
+        if !self.deaf.load(Ordering::Relaxed) && !self.cut.load(Ordering::Relaxed) {
             self.inner.ring(gateway, bell);
         }
     }
@@ -122,6 +128,7 @@ pub(crate) struct Cluster {
     pub(crate) router: Router,
     /// Doorbells may have been lost.
     pub(crate) alarms: watch::Sender<u64>,
+    pub(crate) verifier: Arc<TokenVerifier>,
 }
 
 impl Cluster {
@@ -145,6 +152,7 @@ impl Cluster {
         let links = Arc::new(TestLinks {
             inner: LocalLinks::new(metrics.clone()),
             deaf: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
             hang: AtomicBool::new(false),
             probes: AtomicU64::new(0),
             submits: AtomicU64::new(0),
@@ -155,7 +163,9 @@ impl Cluster {
             Router::new(config, world.clone(), store.clone(), links.clone(), presence.clone(), metrics);
         links.inner.add_router(1, router.clone());
         let alarms = watch::Sender::new(0);
-        Self { world, store, links, leases: presence.clone(), presence, router, alarms }
+        let verifier = TokenVerifier::new(&TokenKey::Hs256 { secret: SECRET.to_vec() }).unwrap();
+        let (leases, verifier) = (presence.clone(), Arc::new(verifier));
+        Self { world, store, links, leases, presence, router, alarms, verifier }
     }
 
     pub(crate) fn gateway(&self, number: u8) -> Gateway {
@@ -179,7 +189,6 @@ impl Cluster {
         let mut config = GatewayConfig::new(id, [5; 32]);
         tune(&mut config);
         let metrics = Arc::new(GatewayMetrics::new(&prometheus::Registry::new()).unwrap());
-        let verifier = TokenVerifier::new(&TokenKey::Hs256 { secret: SECRET.to_vec() }).unwrap();
         let parts = Parts {
             world: self.world.clone(),
             store: self.store.clone(),
@@ -187,7 +196,7 @@ impl Cluster {
             presence: self.leases.clone(),
             bells: self.links.inner.add_gateway(id, 1024),
             alarms: self.alarms.subscribe(),
-            verifier: Arc::new(verifier),
+            verifier: self.verifier.clone(),
             tls: None,
             metrics: metrics.clone(),
             traces: Arc::default(),

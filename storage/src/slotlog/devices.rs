@@ -6,7 +6,7 @@ use super::cache::Known;
 use super::stats::add;
 use crate::error::{Result, StoreError};
 use crate::rows::Rows;
-use crate::{Attach, Attached, Device, Store};
+use crate::{Attach, Attached, Device, Store, every_device};
 use chappe_protocol::id::{DeviceId, Epoch, MailboxId, Seq};
 use chappe_protocol::time::Millis;
 
@@ -20,15 +20,13 @@ impl<R: Rows> SlotLog<R> {
         device: &DeviceId,
         attach: Attach,
     ) -> Result<Attached> {
+        if *device == every_device() {
+            return Err(StoreError::Revoked);
+        }
         let head = self.open_head(mailbox, true).await?;
         let mut row = match self.rows.device(mailbox, device).await? {
-            // Its creation may have stopped half-way, and a trim that misses the row would not wait for it. No session was
-            // written before a creation was answered.
-            Some(row) if row.epoch == Epoch::default() && !row.revoked => {
-                self.rows.create_device(mailbox, device, head).await?
-            }
-            Some(row) => row,
-            None => self.new_device(mailbox, device, head).await?,
+            Some(row) if row.epoch > Epoch::default() || row.revoked => row,
+            found => self.first_session(mailbox, device, head, found.is_none()).await?,
         };
         if row.revoked {
             return Err(StoreError::Revoked);
@@ -52,7 +50,9 @@ impl<R: Rows> SlotLog<R> {
         cursor: Option<Seq>,
     ) -> Result<Option<Attached>> {
         let head = self.open_head(mailbox, true).await?;
-        let Some(row) = self.rows.device(mailbox, device).await? else { return Ok(None) };
+        let Some(row) = self.rows.device(mailbox, device).await? else {
+            return if self.is_barred(mailbox).await? { Err(StoreError::Revoked) } else { Ok(None) };
+        };
         if row.revoked {
             return Err(StoreError::Revoked);
         }
@@ -98,12 +98,35 @@ impl<R: Rows> SlotLog<R> {
         done
     }
 
-    async fn new_device(&self, mailbox: MailboxId, device: &DeviceId, head: Seq) -> Result<Device> {
-        let (_, rows) = self.rows.devices(mailbox).await?;
-        if rows.iter().filter(|(row, _)| !row.revoked).count() >= self.config.devices_max {
-            return Err(StoreError::Quota);
+    /// A device without a session so far. If it is not `new`, its creation may have stopped half-way, and a trim that misses the row
+    /// would not wait for it: no session was written before a creation was answered.
+    async fn first_session(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        head: Seq,
+        new: bool,
+    ) -> Result<Device> {
+        if new {
+            let (_, rows) = self.rows.devices(mailbox).await?;
+            if rows.iter().any(|(row, _)| row.revoked && row.device == every_device()) {
+                return Err(StoreError::Revoked);
+            }
+            if rows.iter().filter(|(row, _)| !row.revoked).count() >= self.config.devices_max {
+                return Err(StoreError::Quota);
+            }
         }
-        self.rows.create_device(mailbox, device, head).await
+        let row = self.rows.create_device(mailbox, device, head).await?;
+        // A bar that was set meanwhile may have missed this row.
+        if self.is_barred(mailbox).await? {
+            self.rows.revoke(mailbox, device).await?;
+            return Err(StoreError::Revoked);
+        }
+        Ok(row)
+    }
+
+    async fn is_barred(&self, mailbox: MailboxId) -> Result<bool> {
+        Ok(self.rows.device(mailbox, &every_device()).await?.is_some_and(|row| row.revoked))
     }
 
     fn check_cursor(&self, cursor: Option<Seq>, head: Seq) -> Result<()> {
