@@ -230,7 +230,7 @@ async fn what_is_no_set_changes_nothing_and_an_empty_set_means_it() {
     for answer in &useless {
         service.answer_raw("/keys", answer);
         seconds(RENEWED).await;
-        assert_eq!(code(&gateway, hello(&cluster, &one, "ben")).await, 0, "{:.80}", answer);
+        assert_eq!(code(&gateway, hello(&cluster, &one, "ben")).await, 0, "{answer:.80}");
     }
     assert!(fetches(&gateway, "unusable") >= 4 && fetches(&gateway, "unreachable") >= 4);
 

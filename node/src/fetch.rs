@@ -186,10 +186,8 @@ where
     tokio::select! {
         biased;
         answer = &mut asked => answer,
-        ended = &mut connection => match ended {
-            Ok(()) => asked.await,
-            Err(error) => Err(away(error)),
-        },
+        // However it ended: the answer may be here already, and else its future says what is missing.
+        _ended = &mut connection => asked.await,
     }
 }
 

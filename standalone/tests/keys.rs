@@ -51,7 +51,7 @@ async fn client(place: &Place, token: String) -> Result<Client, ClientError> {
         .token(token)
         .root_certificates_pem(&std::fs::read(place.data().certificate()).unwrap())
         .connect();
-    tokio::time::timeout(Duration::from_secs(60), client).await.expect("an answer within a minute")
+    tokio::time::timeout(Duration::from_mins(1), client).await.expect("an answer within a minute")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -165,7 +165,7 @@ impl Cluster {
         let alarms = watch::Sender::new(0);
         let verifier = TokenVerifier::new(&TokenKey::Hs256 { secret: SECRET.to_vec() }).unwrap();
         let (leases, verifier) = (presence.clone(), Arc::new(verifier));
-        Self { world, store, links, leases, presence, router, alarms, verifier }
+        Self { world, store, links, presence, leases, router, alarms, verifier }
     }
 
     pub(crate) fn gateway(&self, number: u8) -> Gateway {
