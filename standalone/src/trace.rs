@@ -60,7 +60,7 @@ pub async fn trace(args: TraceArgs) -> Result<ExitCode> {
         match ask_trace(*admin, &token, &call).await {
             Ok(Some(report)) => {
                 known = Some(match known {
-                    Some(known) => known.with(report),
+                    Some(known) => known.with(&report),
                     None => report,
                 });
             }
@@ -165,6 +165,6 @@ mod tests {
         let router =
             TraceReport { state: TraceState::Committed, delivered_at: None, deliveries: 0, ..report() };
         let gateway = TraceReport { committed_at: None, doorbell_at: None, gateways: None, ..report() };
-        assert_eq!(router.with(gateway), report());
+        assert_eq!(router.with(&gateway), report());
     }
 }

@@ -69,7 +69,7 @@ pub struct TraceReport {
 impl TraceReport {
     /// What two processes know, together.
     #[must_use]
-    pub fn with(self, other: Self) -> Self {
+    pub fn with(self, other: &Self) -> Self {
         Self {
             state: self.state.max(other.state),
             committed_at: self.committed_at.or(other.committed_at),
