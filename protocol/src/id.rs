@@ -101,6 +101,32 @@ impl ClusterId {
     }
 }
 
+impl ClusterId {
+    /// The id of everything that shares this store under this name: the first 128 bits of SHA-256("chappe cluster" ‖ 0 ‖ name ‖ 0
+    /// ‖ incarnation). A store that was restored from a backup makes another cluster: its processes start anew together.
+    pub fn of_store(name: &str, incarnation: [u8; 16]) -> Self {
+        let digest = Sha256::new()
+            .chain_update("chappe cluster\0")
+            .chain_update(name)
+            .chain_update("\0")
+            .chain_update(incarnation)
+            .finalize();
+        let mut id = [0; 16];
+        id.copy_from_slice(&digest[..16]);
+        Self(id)
+    }
+}
+
+impl MailboxId {
+    /// Mailboxes are spread over so many shards, where work on all of them is divided.
+    pub const SHARDS: u8 = 16;
+
+    /// The shard of this one.
+    pub fn shard(self) -> u8 {
+        self.0.iter().fold(0, |folded, byte| folded ^ byte ^ (byte >> 4)) % Self::SHARDS
+    }
+}
+
 impl ConnectionId {
     /// A fresh id that grows with time: 48 bits of wall clock in milliseconds (RFC 9562 §5.7 has the same layout), then 80
     /// random bits. Of two attaches that came to the same epoch the later socket wins, as far as the gateways' clocks agree.

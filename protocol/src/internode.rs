@@ -265,6 +265,35 @@ impl Doorbell {
     pub const PAYLOAD_BYTES_MAX: usize = 4096;
 }
 
+/// A router's hint to whoever wakes devices that are not attached: a mailbox grew. May be lost, repeated, reordered, late; what
+/// must be woken stands in the store's `pending` rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WakeHint {
+    /// Which mailbox.
+    pub mailbox: MailboxId,
+    /// The first slot that it is about.
+    pub from: Seq,
+    /// The last one; not below `from`. Both are in the log.
+    pub upto: Seq,
+    /// The most urgent of them.
+    pub urgency: Urgency,
+    /// When the first was accepted: the mailbox's pending row is of this minute or later, as far as clocks agree.
+    pub at: UnixMillis,
+    /// When a device that has not acked them is to be woken; not before `at`.
+    pub due: UnixMillis,
+}
+
+impl WakeHint {
+    /// Takes in another hint of the same mailbox.
+    pub fn merge(&mut self, other: &Self) {
+        self.from = self.from.min(other.from);
+        self.upto = self.upto.max(other.upto);
+        self.urgency = self.urgency.max(other.urgency);
+        self.at = self.at.min(other.at);
+        self.due = self.due.min(other.due);
+    }
+}
+
 /// Nodes of another major version do not understand each other.
 pub const VERSION_MAJOR: u32 = 1;
 /// Grows with fields that older nodes may ignore.

@@ -7,7 +7,7 @@ use crate::planted::PlantedBug;
 use crate::rounds::{Batch, Job};
 use chappe_protocol::envelope::{Slot, SlotBody};
 use chappe_protocol::id::{MailboxId, Seq};
-use chappe_protocol::internode::{Doorbell, Outcome, Ring};
+use chappe_protocol::internode::{Doorbell, Outcome, Ring, WakeHint};
 use chappe_protocol::time::{Millis, Time};
 use chappe_storage::{AppendReply, Appended, StoreError};
 use std::sync::Arc;
@@ -178,7 +178,7 @@ impl Attempts<'_> {
             shared.traces.committed(entry.envelope_id, self.mailbox, appended.seq(), at);
         }
         let ids = self.batch.entries.iter().map(|entry| entry.envelope_id).collect();
-        doorbells::ring(shared, self.mailbox, self.rings(reply), ids);
+        doorbells::grew(shared, self.mailbox, self.rings(reply), ids, self.wake_hint(reply));
         while self.noted_at.is_some_and(|at| shared.world.now() - at > PENDING_AGE_MAX) {
             if self.note().await.is_err() {
                 self.pause().await;
@@ -193,6 +193,20 @@ impl Attempts<'_> {
             part.job.known.head_bucket = Some(head_bucket);
         }
         self.decide(&Outcome::Accepted)
+    }
+
+    /// For whoever wakes devices: also for duplicates, whose first hint may have been lost. Not due before presence was asked.
+    fn wake_hint(&self, reply: &AppendReply) -> Option<WakeHint> {
+        let seqs = || reply.entries.iter().map(|appended| appended.seq());
+        let at = self.batch.entries.iter().map(|entry| entry.at).min()?;
+        Some(WakeHint {
+            mailbox: self.mailbox,
+            from: seqs().min()?,
+            upto: seqs().max()?,
+            urgency: self.batch.entries.iter().map(|entry| entry.urgency).max()?,
+            at,
+            due: at + doorbells::ACK_TIME,
+        })
     }
 
     /// A full mailbox takes nothing new, but what stands in it is a duplicate: that is left for another attempt (`None`),

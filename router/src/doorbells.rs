@@ -1,26 +1,55 @@
-//! Rings the gateways. **Invariant:** nobody waits for a doorbell; too many of them are dropped and counted.
+//! Rings the gateways, and hints whoever wakes devices. **Invariant:** nobody waits for a doorbell or a hint; too many of them are
+//! dropped and counted.
 
 use crate::Shared;
 use crate::planted::PlantedBug;
 use crate::submit::filter_bytes;
 use chappe_protocol::envelope::SlotBody;
 use chappe_protocol::id::{EnvelopeId, MailboxId, Seq};
-use chappe_protocol::internode::{Attached, Doorbell, EphemeralSubmit, Reply, Ring};
+use chappe_protocol::internode::{Attached, Doorbell, EphemeralSubmit, Reply, Ring, WakeHint};
 use chappe_protocol::time::Millis;
 use std::sync::Arc;
 
 /// Presence that does not answer within this time has no gateways.
 const PRESENCE_WAIT: Millis = Millis(2000);
+/// An attached device has so long to ack before it counts as gone (gateways close it then) and is to be woken.
+pub(crate) const ACK_TIME: Millis = Millis(20_000);
 /// What a doorbell counts beside its payload and the names in its filter.
 const BELL_BYTES: usize = 256;
 
-/// Starts a task that rings every gateway that leases a device of the mailbox, in the order given, for these envelopes.
-pub(crate) fn ring(shared: &Arc<Shared>, mailbox: MailboxId, rings: Vec<Ring>, envelopes: Vec<EnvelopeId>) {
+/// A mailbox grew: rings, and hints. A mailbox that no gateway leases is to be woken at once, another when its devices have had
+/// time to ack; which of several devices is attached the reader of the hint finds out.
+pub(crate) fn grew(
+    shared: &Arc<Shared>,
+    mailbox: MailboxId,
+    rings: Vec<Ring>,
+    envelopes: Vec<EnvelopeId>,
+    hint: Option<WakeHint>,
+) {
     let Some(rings) = plant(shared, rings) else { return };
+    start(shared, mailbox, rings, envelopes, hint);
+}
+
+/// Rings every gateway that leases a device of the mailbox.
+fn ring(shared: &Arc<Shared>, mailbox: MailboxId, rings: Vec<Ring>) {
+    start(shared, mailbox, rings, Vec::new(), None);
+}
+
+/// Starts a task that rings every gateway that leases a device of the mailbox, in the order given, for these envelopes.
+fn start(
+    shared: &Arc<Shared>,
+    mailbox: MailboxId,
+    rings: Vec<Ring>,
+    envelopes: Vec<EnvelopeId>,
+    hint: Option<WakeHint>,
+) {
     let count = rings.len();
     let bytes = rings.iter().map(ring_bytes).sum();
     let Some(permit) = shared.bells.try_take(count, bytes) else {
         shared.metrics.doorbells_dropped_router.inc_by(count as u64);
+        if let Some(hint) = hint {
+            wake(shared, hint);
+        }
         return;
     };
     let killed = shared.killed.clone();
@@ -39,15 +68,24 @@ pub(crate) fn ring(shared: &Arc<Shared>, mailbox: MailboxId, rings: Vec<Ring>, e
         for envelope in envelopes {
             shared.traces.rung(envelope, gateways.len(), at);
         }
+        if let Some(hint) = hint {
+            let due = if gateways.is_empty() { hint.at } else { hint.due };
+            wake(&shared, WakeHint { due, ..hint });
+        }
         drop(permit);
     };
     shared.tasks.spawn(async move { killed.run_until_cancelled(task).await });
 }
 
+fn wake(shared: &Shared, hint: WakeHint) {
+    shared.metrics.wake_hints.inc();
+    shared.wakes.hint(hint);
+}
+
 /// A device has attached or was revoked: its other gateways close the older sessions.
 pub(crate) fn attached(shared: &Arc<Shared>, attached: Attached) -> Reply {
     shared.device_sets.forget(attached.mailbox);
-    ring(shared, attached.mailbox, vec![Ring::Session(attached.news)], Vec::new());
+    ring(shared, attached.mailbox, vec![Ring::Session(attached.news)]);
     Reply::Attached
 }
 
@@ -66,7 +104,7 @@ pub(crate) fn ephemeral(shared: &Arc<Shared>, submit: EphemeralSubmit) -> Reply 
     for (mailbox, devices, payload) in targets {
         let Some(payload) = payloads.get(payload).cloned() else { continue };
         let ephemeral = Ring::Ephemeral { sender: sender.clone(), devices, payload, urgency };
-        ring(shared, mailbox, vec![ephemeral], Vec::new());
+        ring(shared, mailbox, vec![ephemeral]);
     }
     Reply::Ephemeral
 }

@@ -25,6 +25,7 @@ pub mod settings;
 pub mod store_metrics;
 mod submit;
 pub mod trace;
+pub mod wakes;
 
 pub use config::RouterConfig;
 pub use directory::Directory;
@@ -48,6 +49,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trace::Traces;
+use wakes::{LocalWakes, Wakes};
 
 /// A router; clones are the same router.
 #[derive(Clone)]
@@ -62,6 +64,7 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) links: Arc<dyn Links>,
     pub(crate) presence: Arc<dyn Presence>,
+    pub(crate) wakes: Arc<dyn Wakes>,
     pub(crate) metrics: Arc<RouterMetrics>,
     /// Entries and payload bytes of all submits under way.
     pub(crate) queue: Bound,
@@ -82,7 +85,7 @@ pub(crate) struct Shared {
 }
 
 impl Router {
-    /// A router over a store; any number of them may work on one store at the same time.
+    /// A router over a store; any number of them may work on one store at the same time. Nobody hears its wake hints.
     pub fn new(
         config: RouterConfig,
         world: Arc<dyn World>,
@@ -90,6 +93,19 @@ impl Router {
         links: Arc<dyn Links>,
         presence: Arc<dyn Presence>,
         metrics: Arc<RouterMetrics>,
+    ) -> Self {
+        Self::with_wakes(config, world, store, links, presence, metrics, Arc::new(LocalWakes::default()))
+    }
+
+    /// A router that hints to these wakes.
+    pub fn with_wakes(
+        config: RouterConfig,
+        world: Arc<dyn World>,
+        store: Arc<dyn Store>,
+        links: Arc<dyn Links>,
+        presence: Arc<dyn Presence>,
+        metrics: Arc<RouterMetrics>,
+        wakes: Arc<dyn Wakes>,
     ) -> Self {
         let (m, c) = (&metrics, &config);
         let shared = Shared {
@@ -118,6 +134,7 @@ impl Router {
             store,
             links,
             presence,
+            wakes,
             metrics,
         };
         Self { shared: Arc::new(shared) }

@@ -46,6 +46,8 @@ pub struct RouterMetrics {
     pub doorbells_dropped_link: IntCounter,
     /// `chappe_router_gateway_queue_bells`: doorbells that wait for the gateways of this process.
     pub gateway_queue_bells: IntGauge,
+    /// `chappe_router_wake_hints_total`: wake hints handed on.
+    pub wake_hints: IntCounter,
     /// `chappe_router_probes_total`: probes answered.
     pub probes: IntCounter,
     /// `chappe_router_probe_news_total`: mailboxes that probes reported.
@@ -150,6 +152,7 @@ impl RouterMetrics {
             doorbells_dropped_link: dropped.with_label_values(&["link"]),
             gateway_queue_bells: family
                 .gauge("gateway_queue_bells", "Doorbells that wait for the gateways of this process.")?,
+            wake_hints: family.counter("wake_hints_total", "Wake hints handed on.")?,
             probes: family.counter("probes_total", "Probes answered.")?,
             probe_news: family.counter("probe_news_total", "Mailboxes that probes reported.")?,
             leases: family.gauge("leases", "Leases in the directory of this process.")?,

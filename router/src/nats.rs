@@ -13,12 +13,15 @@ mod routers;
 mod server;
 mod status;
 mod subjects;
+pub mod sync;
+mod wakes;
 
 pub use config::{BusRole, Credentials, NatsConfig};
 pub use error::BusError;
 pub use metrics::BusMetrics;
 pub use server::RouterServer;
 pub use status::BusHealth;
+pub use wakes::{JetStreamWakes, WakeConfig, WakeMetrics};
 
 use crate::Router;
 use crate::links::{LinkError, Links};
@@ -264,7 +267,10 @@ async fn connect(
         .ping_interval(config.ping_every.to_std())
         .subscription_capacity(config.subscription_messages_max.max(1))
         .client_capacity(COMMANDS_MAX)
-        .custom_inbox_prefix(subjects.inbox())
+        .custom_inbox_prefix(match config.role {
+            BusRole::Gateway => subjects.inbox(),
+            BusRole::Router => subjects.stored(),
+        })
         .request_timeout(None)
         .reconnect_delay_callback(pause)
         .event_callback(move |event| {

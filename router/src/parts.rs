@@ -7,10 +7,11 @@ use crate::redis::{RedisPresence, RedisPresenceError};
 use crate::settings::{CqlSettings, NatsSettings, QuotaConfig, RedisSettings};
 use crate::store_metrics::StoreMetrics;
 use anyhow::Result;
-use chappe_protocol::id::MailboxId;
+use chappe_protocol::id::{ClusterId, MailboxId};
 use chappe_protocol::time::Millis;
 use chappe_protocol::world::World;
 use chappe_storage::Store;
+use chappe_storage::rows::Rows as _;
 use chappe_storage::scylla::{ConnectError, Durability, ScyllaRows};
 use chappe_storage::slotlog::SlotLog;
 use prometheus::Registry;
@@ -64,7 +65,7 @@ impl PartSettings<'_> {
         registry: &Registry,
         stop: &CancellationToken,
     ) -> Result<Option<ClusterParts>> {
-        let nats = self.nats.open(role, self.cluster)?;
+        let mut nats = self.nats.open(role, self.cluster)?;
         let redis = self.redis.open(self.cluster)?;
         let cql = self.cql.open()?;
         let bus_metrics = Arc::new(BusMetrics::new(registry)?);
@@ -80,6 +81,7 @@ impl PartSettings<'_> {
         });
         let Some(rows) = rows.await? else { return Ok(None) };
         let rows = Arc::new(rows);
+        nats.cluster = ClusterId::of_store(self.cluster, rows.incarnation());
         if rows.durability() == Durability::Periodic {
             tracing::warn!(
                 "cql_not_synced: the database acknowledges before it syncs: accepted envelopes may go with the power; set commitlog_sync to batch or group"

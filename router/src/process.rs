@@ -1,10 +1,11 @@
 //! The process `router`. **Invariant:** it is ready only while it can reach the store and the bus; told to stop, it finishes what
 //! it has taken.
 
-use crate::nats::BusRole;
+use crate::nats::{BusRole, NatsBus, WakeMetrics, sync};
 use crate::operations::{self, Operations};
 use crate::parts::PartSettings;
-use crate::settings::RouterSettings;
+use crate::settings::{RouterSettings, WakeSettings};
+use crate::wakes::{LocalWakes, Wakes};
 use crate::{LocalLinks, Router, RouterMetrics, janitor};
 use anyhow::Result;
 use chappe_node::admin::Admin;
@@ -46,13 +47,20 @@ pub async fn run(settings: RouterSettings, signals: Signals) -> Result<bool> {
     };
     let parts = Arc::new(parts);
     let metrics = Arc::new(RouterMetrics::new(&registry)?);
-    let router = Router::new(
+    let wake_metrics = Arc::new(WakeMetrics::new(&registry)?);
+    let wakes = wakes(&settings.wakes, &parts.bus, &wake_metrics).await?;
+    if settings.wakes.publish {
+        let monitors = settings.wakes.monitors.clone();
+        background.spawn(sync::watch(monitors, wake_metrics, ended.clone()));
+    }
+    let router = Router::with_wakes(
         settings.limits.router(),
         Arc::clone(&world),
         Arc::clone(&parts.store),
         parts.bus.links(),
         Arc::clone(&parts.presence) as _,
         Arc::clone(&metrics),
+        wakes,
     );
     if !token.is_empty() {
         // Operators' calls go through this very router.
@@ -96,4 +104,11 @@ pub async fn run(settings: RouterSettings, signals: Signals) -> Result<bool> {
     background.close();
     background.wait().await;
     Ok(in_time)
+}
+
+async fn wakes(settings: &WakeSettings, bus: &NatsBus, metrics: &Arc<WakeMetrics>) -> Result<Arc<dyn Wakes>> {
+    if settings.publish {
+        return Ok(bus.wakes(settings.stream(), Arc::clone(metrics)).await?);
+    }
+    Ok(Arc::new(LocalWakes::default()))
 }

@@ -2,7 +2,7 @@
 //! **Invariant:** whatever is set is read; what cannot work is refused before a port is bound.
 
 use crate::RouterConfig;
-use crate::nats::{BusRole, Credentials, NatsConfig};
+use crate::nats::{BusRole, Credentials, NatsConfig, WakeConfig, sync};
 use crate::redis::RedisConfig;
 use chappe_node::config::{ConfigError, between, read_file, read_secret};
 use chappe_node::process::Settings;
@@ -31,6 +31,8 @@ pub struct RouterSettings {
     pub redis: RedisSettings,
     /// The slot log.
     pub cql: CqlSettings,
+    /// Hints to whoever wakes devices, on JetStream.
+    pub wakes: WakeSettings,
     /// What an entry may be.
     pub limits: EntryLimits,
     /// What a mailbox may hold.
@@ -89,6 +91,21 @@ pub struct CqlSettings {
     pub timeout_ms: u32,
     /// Statements under way at once.
     pub in_flight_max: u32,
+}
+
+/// Wake hints. They may be lost: what must be woken stands in the slot log's database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WakeSettings {
+    /// Whether they are published at all.
+    pub publish: bool,
+    /// Copies of the stream, 1 to 5: as many NATS servers with JetStream are needed.
+    pub replicas: u32,
+    /// Bytes of the stream; the oldest hints go first, and all after a minute. Some 130 bytes are one hint.
+    pub stream_bytes_max: u32,
+    /// `http://host:port` of each NATS server's monitoring port, to tell whether JetStream syncs before it answers; none: not
+    /// checked.
+    pub monitors: Vec<String>,
 }
 
 /// What an entry may be; the same as the gateways' `limits`.
@@ -152,6 +169,7 @@ impl Default for RouterSettings {
             nats: NatsSettings::default(),
             redis: RedisSettings::default(),
             cql: CqlSettings::default(),
+            wakes: WakeSettings::default(),
             limits: EntryLimits::default(),
             quota: QuotaConfig::default(),
             drain: RouterDrain::default(),
@@ -198,6 +216,33 @@ impl Default for CqlSettings {
     }
 }
 
+impl Default for WakeSettings {
+    fn default() -> Self {
+        Self { publish: true, replicas: 1, stream_bytes_max: 64 * 1024 * 1024, monitors: Vec::new() }
+    }
+}
+
+impl WakeSettings {
+    /// Refuses what cannot work.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        between("wakes.replicas", self.replicas, 1, 5)?;
+        between("wakes.stream_bytes_max", self.stream_bytes_max, 64 * 1024, u32::MAX)?;
+        match self.monitors.iter().find(|monitor| sync::host(monitor).is_none()) {
+            None => Ok(()),
+            Some(bad) => Err(ConfigError::value("wakes.monitors", format!("{bad} is not http://host:port"))),
+        }
+    }
+
+    /// The bounds of the stream.
+    pub fn stream(&self) -> WakeConfig {
+        WakeConfig {
+            replicas: usize::try_from(self.replicas).unwrap_or(usize::MAX),
+            stream_bytes_max: u64::from(self.stream_bytes_max),
+            ..WakeConfig::default()
+        }
+    }
+}
+
 impl Default for EntryLimits {
     fn default() -> Self {
         let told = chappe_protocol::frame::Limits::default();
@@ -220,6 +265,7 @@ impl Settings for RouterSettings {
         self.nats.check()?;
         self.cql.check()?;
         self.quota.check()?;
+        self.wakes.check()?;
         let told = chappe_protocol::frame::Limits::default();
         let EntryLimits { envelope_bytes_max, targets_max, ttl_seconds_max } = self.limits;
         between("limits.envelope_bytes_max", envelope_bytes_max, 1, told.frame_bytes_max / 2)?;
@@ -318,5 +364,27 @@ impl CqlSettings {
         config.request_timeout = Millis(u64::from(self.timeout_ms));
         config.in_flight_max = usize::try_from(self.in_flight_max).unwrap_or(usize::MAX);
         Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::WakeSettings;
+
+    #[test]
+    fn wake_settings_that_cannot_work_are_refused_by_name() {
+        assert!(WakeSettings::default().check().is_ok());
+        let refused = |settings: WakeSettings| {
+            settings.check().err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        for replicas in [0, 6] {
+            let text = refused(WakeSettings { replicas, ..WakeSettings::default() });
+            assert!(text.contains("wakes.replicas"), "{text}");
+        }
+        let tiny = refused(WakeSettings { stream_bytes_max: 1, ..WakeSettings::default() });
+        assert!(tiny.contains("wakes.stream_bytes_max"), "{tiny}");
+        let monitors = vec!["http://nats-1:8222".to_owned(), "nats-2:8222".to_owned()];
+        let text = refused(WakeSettings { monitors, ..WakeSettings::default() });
+        assert!(text.contains("wakes.monitors") && text.contains("nats-2"), "{text}");
     }
 }

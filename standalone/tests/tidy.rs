@@ -196,6 +196,7 @@ fn registered() -> BTreeSet<String> {
     let registry = prometheus::Registry::new();
     chappe_router::RouterMetrics::new(&registry).unwrap();
     chappe_router::nats::BusMetrics::new(&registry).unwrap();
+    chappe_router::nats::WakeMetrics::new(&registry).unwrap();
     chappe_gateway::GatewayMetrics::new(&registry).unwrap();
     chappe_router::PresenceMetrics::new(&registry).unwrap().calls.with_label_values(&["lease", "ok"]).inc();
     chappe_router::store_metrics::StoreMetrics::new(&registry).unwrap().observe(

@@ -4,7 +4,7 @@
 use super::{
     Announcement, Answer, Attached, DEVICES_MAX, DeviceNews, Doorbell, ENTRIES_MAX, EntryResult,
     EphemeralSubmit, InternodeError, LISTS_MAX, ListReply, MailboxNews, Outcome, Probe, ProbeReply, Refusal,
-    Reply, Request, Ring, RouterState, Stamp, Submit, SubmitEntry, SubmitList, VERSION_MAJOR,
+    Reply, Request, Ring, RouterState, Stamp, Submit, SubmitEntry, SubmitList, VERSION_MAJOR, WakeHint,
 };
 use crate::envelope::{DeviceFilter, Sender, Slot, SlotBody, Urgency};
 use crate::frame::shape::{self, Shape};
@@ -146,6 +146,28 @@ impl Announcement {
             wire::RouterState::Gone => RouterState::Gone,
         };
         Ok(Self { router: message.router, state })
+    }
+}
+
+impl WakeHint {
+    /// Reads a router's hint.
+    pub fn decode(bytes: &[u8], cluster: ClusterId) -> Result<Self> {
+        let message = wire::WakeHint::decode(bytes).map_err(|_| InternodeError::Garbage)?;
+        ours(message.major, &message.cluster, cluster)?;
+        if message.upto < message.from {
+            return Err(InternodeError::Field("upto"));
+        }
+        if message.due_ms < message.at_ms {
+            return Err(InternodeError::Field("due"));
+        }
+        Ok(Self {
+            mailbox: mailbox(&message.mailbox)?,
+            from: Seq(message.from),
+            upto: Seq(message.upto),
+            urgency: urgency(message.urgency()),
+            at: UnixMillis(message.at_ms),
+            due: UnixMillis(message.due_ms),
+        })
     }
 }
 

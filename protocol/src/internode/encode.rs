@@ -3,7 +3,7 @@
 use super::{
     Announcement, Answer, DeviceNews, Doorbell, EntryResult, EphemeralSubmit, ListReply, MailboxNews,
     Outcome, ProbeReply, Refusal, Reply, Request, Ring, RouterState, Stamp, Submit, SubmitEntry, SubmitList,
-    VERSION_MAJOR, VERSION_MINOR,
+    VERSION_MAJOR, VERSION_MINOR, WakeHint,
 };
 use crate::envelope::{DeviceFilter, Sender, Slot, SlotBody, Urgency};
 use crate::id::{ClusterId, DeviceId, TraceId};
@@ -112,6 +112,24 @@ impl Announcement {
             cluster: id(&cluster.0),
             router: self.router,
             state: state.into(),
+        }
+        .encode_to_vec()
+    }
+}
+
+impl WakeHint {
+    /// The hint's bytes.
+    pub fn encode(&self, cluster: ClusterId) -> Vec<u8> {
+        wire::WakeHint {
+            major: VERSION_MAJOR,
+            minor: VERSION_MINOR,
+            cluster: id(&cluster.0),
+            mailbox: id(&self.mailbox.0),
+            from: self.from.0,
+            upto: self.upto.0,
+            urgency: urgency(self.urgency).into(),
+            at_ms: self.at.0,
+            due_ms: self.due.0,
         }
         .encode_to_vec()
     }

@@ -117,6 +117,34 @@ pub struct Announcement {
     #[prost(enumeration = "RouterState", tag = "5")]
     pub state: i32,
 }
+/// A router's hint to whoever wakes devices that are not attached: a mailbox grew. Best effort: what must be woken stands in the
+/// store's pending rows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct WakeHint {
+    #[prost(uint32, tag = "1")]
+    pub major: u32,
+    #[prost(uint32, tag = "2")]
+    pub minor: u32,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub cluster: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub mailbox: ::prost::bytes::Bytes,
+    /// The first and the last slot that it is about; both are in the log.
+    #[prost(uint64, tag = "8")]
+    pub from: u64,
+    #[prost(uint64, tag = "9")]
+    pub upto: u64,
+    /// The most urgent of them.
+    #[prost(enumeration = "Urgency", tag = "10")]
+    pub urgency: i32,
+    /// When the first was accepted: the mailbox's pending row is of this minute or later.
+    #[prost(uint64, tag = "11")]
+    pub at_ms: u64,
+    /// When a device that has not acked them is to be woken.
+    #[prost(uint64, tag = "12")]
+    pub due_ms: u64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Empty {

@@ -10,6 +10,7 @@ use chappe_protocol::internode::{
     Announcement, Answer, Attached, DEVICES_MAX, DeviceNews, Doorbell, ENTRIES_MAX, EntryResult,
     EphemeralSubmit, InternodeError, LISTS_MAX, ListReply, MailboxNews, Outcome, Probe, ProbeReply, Refusal,
     Reply, Request, Ring, RouterState, Stamp, Submit, SubmitEntry, SubmitList, VERSION_MAJOR, VERSION_MINOR,
+    WakeHint,
 };
 use chappe_protocol::time::{Millis, UnixMillis};
 use proptest::collection::vec;
@@ -397,4 +398,66 @@ fn an_outcome_of_a_newer_version_is_unknown() {
 fn a_name_makes_one_cluster_id() {
     assert_eq!(ClusterId::of_name("chappe"), ClusterId::of_name("chappe"));
     assert_ne!(ClusterId::of_name("chappe"), ClusterId::of_name("chappe2"));
+}
+
+#[test]
+fn a_cluster_is_its_name_and_its_store() {
+    let ours = ClusterId::of_store("chappe", [1; 16]);
+    assert_eq!(ours, ClusterId::of_store("chappe", [1; 16]));
+    assert_ne!(ours, ClusterId::of_store("chappe", [2; 16]), "a store of its own");
+    assert_ne!(ours, ClusterId::of_store("chappe2", [1; 16]), "two clusters in one store");
+    assert_ne!(ours, ClusterId::of_name("chappe"));
+}
+
+fn wake_hint() -> impl Strategy<Value = WakeHint> {
+    let spans = (any::<u32>(), any::<u32>(), any::<u32>(), any::<u32>());
+    (id(), spans, urgency()).prop_map(|(mailbox, (from, more, at, wait), urgency)| WakeHint {
+        mailbox: MailboxId(mailbox),
+        from: Seq(from.into()),
+        upto: Seq(u64::from(from) + u64::from(more)),
+        urgency,
+        at: UnixMillis(at.into()),
+        due: UnixMillis(u64::from(at) + u64::from(wait)),
+    })
+}
+
+proptest! {
+    #![proptest_config(config(256))]
+
+    #[test]
+    fn wake_hints_come_back_as_they_went(hint in wake_hint()) {
+        let bytes = hint.encode(OURS);
+        prop_assert_eq!(WakeHint::decode(&bytes, OURS), Ok(hint));
+        prop_assert_eq!(WakeHint::decode(&bytes, THEIRS), Err(InternodeError::Foreign));
+        prop_assert!(bytes.len() < 128, "the bounds of queue and stream count on it");
+    }
+
+    #[test]
+    fn a_merged_hint_says_what_both_say(one in wake_hint(), other in wake_hint()) {
+        let mut merged = one;
+        merged.merge(&WakeHint { mailbox: one.mailbox, ..other });
+        prop_assert!(merged.from <= one.from && merged.from <= other.from);
+        prop_assert!(merged.upto >= one.upto && merged.upto >= other.upto);
+        prop_assert!(merged.urgency >= one.urgency && merged.urgency >= other.urgency);
+        prop_assert!(merged.at <= one.at && merged.at <= other.at);
+        prop_assert!(merged.due <= one.due && merged.due <= other.due);
+    }
+
+    #[test]
+    fn bytes_that_are_no_wake_hint_are_refused_and_nothing_panics(bytes in vec(any::<u8>(), 0..100)) {
+        let _ = WakeHint::decode(&bytes, OURS);
+    }
+}
+
+#[test]
+fn a_wake_hint_with_its_ends_or_times_crossed_is_refused() {
+    let hint = |from, upto, at, due| {
+        let numbers = [number(8, from), number(9, upto), number(11, at), number(12, due)].concat();
+        WakeHint::decode(&[head(), field(4, &[2; 16]), numbers].concat(), OURS)
+    };
+    assert!(hint(3, 3, 7, 7).is_ok());
+    assert_eq!(hint(4, 3, 7, 7), Err(InternodeError::Field("upto")));
+    assert_eq!(hint(3, 3, 8, 7), Err(InternodeError::Field("due")));
+    let nowhere = WakeHint::decode(&[head(), field(4, &[2; 15])].concat(), OURS);
+    assert_eq!(nowhere, Err(InternodeError::Field("mailbox")));
 }

@@ -92,7 +92,8 @@ pub struct NatsConfig {
 }
 
 impl NatsConfig {
-    /// The defaults for a role, with one server and no credentials. The cluster's id is made of its name.
+    /// The defaults for a role, with one server and no credentials. The cluster's id is made of its name alone: whoever has a
+    /// store sets it to that of the store.
     pub fn new(role: BusRole, url: &str, cluster_name: &str) -> Self {
         Self {
             urls: vec![url.to_owned()],

@@ -102,7 +102,7 @@ impl Status {
     /// A message of another cluster.
     pub(crate) fn foreign(&self) {
         self.metrics.foreign.inc();
-        self.complain("messages of another cluster on this NATS are refused: give each cluster its own name, or its own NATS");
+        self.complain("nats_foreign: messages of another cluster on this NATS are refused: give each cluster its own name, or its own NATS");
     }
 
     /// Logs, but not more often than a reader can bear.

@@ -9,6 +9,8 @@
 //! | `chappe.<cluster>.who` | a gateway that has just come | routers: announce yourselves |
 //! | `chappe.<cluster>.bell.<gateway>` | routers | that gateway: doorbells |
 //! | `chappe.<cluster>.reply.<random>.<n>` | the router that was asked | the gateway that asked |
+//! | `chappe.<cluster>.wake.<shard>` | routers | JetStream, for whoever wakes devices |
+//! | `chappe.<cluster>.stored.<random>.<n>` | JetStream | the router that gave it a hint |
 
 use chappe_protocol::id::GatewayId;
 
@@ -60,6 +62,25 @@ impl Subjects {
 
     pub(crate) fn inbox(&self) -> String {
         format!("{}.reply", self.prefix)
+    }
+
+    /// Where JetStream answers a router; apart from `reply`, which no router hears.
+    pub(crate) fn stored(&self) -> String {
+        format!("{}.stored", self.prefix)
+    }
+
+    pub(crate) fn wake(&self, shard: u8) -> String {
+        format!("{}.wake.{shard}", self.prefix)
+    }
+
+    /// The hints of all shards.
+    pub(crate) fn wakes(&self) -> String {
+        format!("{}.wake.*", self.prefix)
+    }
+
+    /// The stream that holds them; its name must not have dots.
+    pub(crate) fn wake_stream(&self) -> String {
+        format!("{}-wake", self.prefix.replace('.', "-"))
     }
 }
 

@@ -19,6 +19,7 @@ use chappe_protocol::time::{Millis, Time, UnixMillis};
 use chappe_protocol::world::World;
 use chappe_router::links::Links;
 use chappe_router::presence::{Lease, Presence};
+use chappe_router::wakes::LocalWakes;
 use chappe_router::{Directory, LocalLinks, Router, RouterConfig, RouterMetrics};
 use chappe_storage::memory::MemoryRows;
 use chappe_storage::slotlog::{LogConfig, SlotLog};
@@ -70,6 +71,8 @@ pub struct Cluster {
     pub directory: Arc<Directory>,
     pub metrics: Arc<RouterMetrics>,
     pub router: Router,
+    /// The hints of that router.
+    pub wakes: Arc<LocalWakes>,
     pub gateway: GatewayId,
     pub bells: mpsc::Receiver<Doorbell>,
 }
@@ -93,16 +96,18 @@ impl Cluster {
         let directory = Arc::new(Directory::new(Arc::clone(&world), 1000, Arc::clone(&metrics)));
         let gateway = GatewayId([7; 16]);
         let bells = links.add_gateway(gateway, 256);
-        let router = Router::new(
+        let wakes = Arc::new(LocalWakes::new(64));
+        let router = Router::with_wakes(
             config,
             Arc::clone(&world),
             Arc::clone(&store) as Arc<dyn Store>,
             Arc::clone(&links) as Arc<dyn Links>,
             Arc::clone(&directory) as Arc<dyn Presence>,
             Arc::clone(&metrics),
+            Arc::clone(&wakes) as _,
         );
         links.add_router(1, router.clone());
-        Self { world, rows, store, links, directory, metrics, router, gateway, bells }
+        Self { world, rows, store, links, directory, metrics, router, wakes, gateway, bells }
     }
 
     /// A second router with a slot log of its own over the same rows.

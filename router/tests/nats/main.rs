@@ -4,10 +4,15 @@
 
 mod asking;
 mod bells;
+mod clusters;
 #[path = "../common/mod.rs"]
 mod common;
 mod connection;
 mod endings;
+mod logs;
 mod permissions;
 mod server;
 mod support;
+mod sync;
+mod three;
+mod wakes;

@@ -22,14 +22,13 @@ async fn start() -> (Server, Cluster, String) {
         .replace("{{cluster}}", &name)
         .replace("{{gateway}}", "user: gateway, password: secret")
         .replace("{{router}}", &format!("nkey: {}", router.public_key()));
-    let server = Server::start(&format!("max_payload: 8MB\nauthorization {{{rules}")).await;
-    let mut cluster = Cluster::at(&server.url());
+    let jetstream = "jetstream { store_dir: \"{{folder}}/js\" }";
+    let server = Server::start(&format!("max_payload: 8MB\n{jetstream}\nauthorization {{{rules}")).await;
+    let mut cluster = Cluster::named(&server.url(), &name);
+    cluster.wakes = Some(crate::wakes::quick());
     let (password, seed) = (server.folder.path().join("password"), server.folder.path().join("seed"));
     std::fs::write(&password, "gateway:secret\n").unwrap();
     std::fs::write(&seed, format!("{router_seed}\n")).unwrap();
-    for config in [&mut cluster.gateway_config, &mut cluster.router_config] {
-        config.cluster_name.clone_from(&name);
-    }
     cluster.gateway_config.credentials = Credentials::UserPasswordFile(password);
     cluster.router_config.credentials = Credentials::NkeySeedFile(seed);
     (server, cluster, router_seed)
@@ -76,17 +75,31 @@ async fn each_role_can_do_its_work_and_nothing_else() {
     let reply = gateway.links.request(ben, request, BUDGET).await.unwrap();
     assert_eq!(outcomes(&lists(reply)), [Outcome::Accepted]);
     soon("the bell", bells.recv()).await.unwrap();
+    crate::wakes::is_up(&router).await;
+    let request = Request::Submit(submit_of("ana", ben, None, &[2]));
+    gateway.links.request(ben, request, BUDGET).await.unwrap();
+    soon("the bell", bells.recv()).await.unwrap();
+    until("the hint is stored", || router.wakes.stored.get() > 0).await;
 
-    // Not as a gateway: ring, announce, beat, answer, take requests.
+    // Not as a gateway: ring, announce, beat, answer, hint, touch the stream, take requests.
     let (client, denied) =
         raw(ConnectOptions::with_user_and_password("gateway".into(), "secret".into()), &server).await;
     let bell = format!("chappe.{name}.bell.{}", gateway.id);
     let answer = format!("chappe.{name}.reply.someone.1");
-    for subject in [&bell, &format!("chappe.{name}.up"), &format!("chappe.{name}.router.1.beat"), &answer] {
+    let stream = crate::wakes::stream_of(&cluster);
+    let hint = format!("chappe.{name}.wake.3");
+    let gone = format!("$JS.API.STREAM.DELETE.{stream}");
+    let (up, beat) = (format!("chappe.{name}.up"), format!("chappe.{name}.router.1.beat"));
+    for subject in [&bell, &up, &beat, &answer, &hint, &gone, &format!("$JS.API.STREAM.INFO.{stream}")] {
         client.publish(subject.clone(), "x".into()).await.unwrap();
         is_denied(&denied, "publish", subject).await;
     }
-    for subject in [format!("chappe.{name}.ask"), format!("chappe.{name}.router.*.ask"), ">".to_owned()] {
+    for subject in [
+        format!("chappe.{name}.ask"),
+        format!("chappe.{name}.router.*.ask"),
+        format!("chappe.{name}.wake.*"),
+        ">".to_owned(),
+    ] {
         let _subscription = client.subscribe(subject.clone()).await.unwrap();
         is_denied(&denied, "subscription", &subject).await;
     }
@@ -96,13 +109,24 @@ async fn each_role_can_do_its_work_and_nothing_else() {
     assert!(bells.try_recv().is_err(), "no bell came of it");
     assert_eq!(gateway.metrics.invalid.get(), 0, "nothing reached our gateway");
 
-    // Not as a router: ask, answer who did not ask, hear answers and bells.
+    // Not as a router: ask, answer who did not ask, hear answers and bells, read hints, delete or empty a stream, make another.
     let (client, denied) = raw(ConnectOptions::with_nkey(router_seed), &server).await;
-    for subject in [&format!("chappe.{name}.router.1.ask"), &ask, &answer] {
+    let purge = format!("$JS.API.STREAM.PURGE.{stream}");
+    let read = format!("$JS.API.CONSUMER.CREATE.{stream}");
+    let other = "$JS.API.STREAM.CREATE.other".to_owned();
+    for subject in [&format!("chappe.{name}.router.1.ask"), &ask, &answer, &gone, &purge, &read, &other] {
         client.publish(subject.clone(), "x".into()).await.unwrap();
         is_denied(&denied, "publish", subject).await;
     }
-    for subject in [format!("chappe.{name}.reply.>"), bell, ask.clone(), ">".to_owned()] {
+    let heard = [
+        format!("chappe.{name}.reply.>"),
+        hint,
+        format!("chappe.{name}.wake.*"),
+        bell,
+        ask.clone(),
+        ">".to_owned(),
+    ];
+    for subject in heard {
         let _subscription = client.subscribe(subject.clone()).await.unwrap();
         is_denied(&denied, "subscription", &subject).await;
     }

@@ -42,6 +42,11 @@ impl Server {
         until("the server listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()).await;
     }
 
+    /// Another text in its configuration, from the next start on.
+    pub fn reconfigure(&mut self, config: &str) {
+        self.config = config.replace("{{folder}}", self.folder.path().to_str().unwrap());
+    }
+
     /// As SIGKILL.
     pub fn down(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -4,20 +4,24 @@
 
 use crate::common::flaky::Flaky;
 use crate::common::{SHAPE, config, device};
-use chappe_protocol::id::{ConnectionId, Epoch, GatewayId, MailboxId, UserId};
+use chappe_protocol::id::{ClusterId, ConnectionId, Epoch, GatewayId, MailboxId, UserId};
 use chappe_protocol::testing::Rng;
 use chappe_protocol::time::{Millis, Time, UnixMillis};
 use chappe_protocol::world::World;
 use chappe_router::links::Links;
-use chappe_router::nats::{BusMetrics, BusRole, NatsBus, NatsConfig};
+use chappe_router::nats::{
+    BusMetrics, BusRole, JetStreamWakes, NatsBus, NatsConfig, WakeConfig, WakeMetrics,
+};
 use chappe_router::presence::{Lease, Presence};
+use chappe_router::wakes::{LocalWakes, Wakes};
 use chappe_router::{Directory, Router, RouterConfig, RouterMetrics};
 use chappe_storage::memory::MemoryRows;
+use chappe_storage::rows::Rows;
 use chappe_storage::slotlog::{LogConfig, SlotLog};
 use chappe_storage::{Attach, Store};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -47,7 +51,8 @@ pub struct RealWorld {
 impl RealWorld {
     #[allow(clippy::disallowed_methods, reason = "this is the world that is given to the others")]
     pub fn shared() -> Arc<dyn World> {
-        let seed = u64::from(std::process::id());
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let seed = (u64::from(std::process::id()) << 16) + LAST.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self { start: std::time::Instant::now(), rng: Mutex::new(Rng::new(seed)) })
     }
 }
@@ -88,6 +93,10 @@ pub fn bus_metrics() -> Arc<BusMetrics> {
     Arc::new(BusMetrics::new(&prometheus::Registry::new()).unwrap())
 }
 
+pub fn wake_metrics() -> Arc<WakeMetrics> {
+    Arc::new(WakeMetrics::new(&prometheus::Registry::new()).unwrap())
+}
+
 /// What the routers of a cluster share beside the bus.
 pub struct Cluster {
     pub world: Arc<dyn World>,
@@ -96,6 +105,8 @@ pub struct Cluster {
     pub directory: Arc<Directory>,
     pub gateway_config: NatsConfig,
     pub router_config: NatsConfig,
+    /// With this its routers hint to JetStream.
+    pub wakes: Option<WakeConfig>,
 }
 
 impl Cluster {
@@ -104,19 +115,26 @@ impl Cluster {
     }
 
     pub fn at(url: &str) -> Self {
+        Self::named(url, &cluster_name())
+    }
+
+    /// Under a name that another cluster may have too; the store is its own.
+    pub fn named(url: &str, name: &str) -> Self {
         let world = RealWorld::shared();
         let rows = Arc::new(MemoryRows::new(Arc::clone(&world)));
         let metrics = Arc::new(RouterMetrics::new(&prometheus::Registry::new()).unwrap());
         let directory = Arc::new(Directory::new(Arc::clone(&world), 1000, metrics));
-        let name = cluster_name();
         let store = slot_log(&rows, &world);
+        let cluster = ClusterId::of_store(name, rows.incarnation());
+        let config = |role| NatsConfig { cluster, ..NatsConfig::new(role, url, name) };
         Self {
             world,
             rows,
             store,
             directory,
-            gateway_config: NatsConfig::new(BusRole::Gateway, url, &name),
-            router_config: NatsConfig::new(BusRole::Router, url, &name),
+            gateway_config: config(BusRole::Gateway),
+            router_config: config(BusRole::Router),
+            wakes: None,
         }
     }
 
@@ -144,6 +162,9 @@ impl Cluster {
             metrics: bus_metrics(),
             bus,
             name,
+            wakes: self.wakes.clone(),
+            wake_metrics: wake_metrics(),
+            hinting: Arc::default(),
         };
         RouterProcess::start(parts, store).await
     }
@@ -207,6 +228,9 @@ struct RouterParts {
     metrics: Arc<BusMetrics>,
     bus: NatsConfig,
     name: u64,
+    wakes: Option<WakeConfig>,
+    wake_metrics: Arc<WakeMetrics>,
+    hinting: Arc<OnceLock<Arc<JetStreamWakes>>>,
 }
 
 enum Command {
@@ -220,6 +244,8 @@ enum Command {
 pub struct RouterProcess {
     pub store: Arc<Flaky>,
     pub metrics: Arc<BusMetrics>,
+    pub wakes: Arc<WakeMetrics>,
+    hinting: Arc<OnceLock<Arc<JetStreamWakes>>>,
     commands: mpsc::Sender<Command>,
     thread: Option<JoinHandle<()>>,
 }
@@ -232,6 +258,7 @@ impl RouterProcess {
         let (commands, received) = mpsc::channel(4);
         let (ready, is_ready) = oneshot::channel();
         let metrics = Arc::clone(&parts.metrics);
+        let (wakes, hinting) = (Arc::clone(&parts.wake_metrics), Arc::clone(&parts.hinting));
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(live(parts, ready, received));
@@ -239,11 +266,16 @@ impl RouterProcess {
             runtime.shutdown_background();
         });
         soon("the router serves", is_ready).await.expect("the router did not start");
-        Self { store, metrics, commands, thread: Some(thread) }
+        Self { store, metrics, wakes, hinting, commands, thread: Some(thread) }
     }
 
     pub fn asked(&self) -> usize {
         self.store.asked.lock().unwrap().len()
+    }
+
+    /// What keeps its hints from JetStream.
+    pub fn trouble(&self) -> Option<&'static str> {
+        self.hinting.get().and_then(|wakes| wakes.trouble())
     }
 
     /// As SIGSTOP: nothing of it runs any more, its socket stays open.
@@ -279,13 +311,22 @@ impl Drop for RouterProcess {
 
 async fn live(parts: RouterParts, ready: oneshot::Sender<()>, mut commands: mpsc::Receiver<Command>) {
     let bus = NatsBus::connect(parts.bus, Arc::clone(&parts.world), parts.metrics).await.unwrap();
-    let router = Router::new(
+    let wakes: Arc<dyn Wakes> = match parts.wakes {
+        None => Arc::new(LocalWakes::default()),
+        Some(wakes) => {
+            let wakes = bus.wakes(wakes, parts.wake_metrics).await.unwrap();
+            let _ = parts.hinting.set(Arc::clone(&wakes));
+            wakes
+        }
+    };
+    let router = Router::with_wakes(
         RouterConfig { ..config() },
         Arc::clone(&parts.world),
         parts.store as Arc<dyn Store>,
         bus.links(),
         parts.directory as Arc<dyn Presence>,
         Arc::new(RouterMetrics::new(&prometheus::Registry::new()).unwrap()),
+        wakes,
     );
     let server = bus.serve(router, parts.name).await.unwrap();
     let _ = ready.send(());

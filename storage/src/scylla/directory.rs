@@ -20,7 +20,7 @@ const ROUNDS_MAX: usize = 50;
 /// Devices that one statement reads.
 const DEVICES_PAGE: usize = 512;
 /// Partitions that hold one minute's pending rows.
-const SHARDS: u8 = 16;
+const SHARDS: u8 = MailboxId::SHARDS;
 /// Pending rows that one statement reads.
 const PENDING_PAGE: usize = 5000;
 /// Partitions of pending rows read at once.
@@ -47,8 +47,7 @@ fn device_row(device: &DeviceId, columns: DeviceColumns<'_>) -> Result<Option<De
 }
 
 fn shard_of(mailbox: MailboxId) -> i8 {
-    let folded = mailbox.0.iter().fold(0, |folded, byte| folded ^ byte ^ (byte >> 4));
-    i8::try_from(folded % SHARDS).unwrap_or_default()
+    i8::try_from(mailbox.shard()).unwrap_or_default()
 }
 
 fn limit(rows: usize) -> Value<'static> {
