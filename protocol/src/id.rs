@@ -92,16 +92,6 @@ id128! {
 }
 
 impl ClusterId {
-    /// The id that a name stands for: the first 128 bits of SHA-256("chappe cluster" ‖ 0 ‖ name).
-    pub fn of_name(name: &str) -> Self {
-        let digest = Sha256::new().chain_update("chappe cluster\0").chain_update(name).finalize();
-        let mut id = [0; 16];
-        id.copy_from_slice(&digest[..16]);
-        Self(id)
-    }
-}
-
-impl ClusterId {
     /// The id of everything that shares this store under this name: the first 128 bits of SHA-256("chappe cluster" ‖ 0 ‖ name ‖ 0
     /// ‖ incarnation). A store that was restored from a backup makes another cluster: its processes start anew together.
     pub fn of_store(name: &str, incarnation: [u8; 16]) -> Self {

@@ -29,7 +29,7 @@ use crate::permits::Bound;
 use async_nats::{Client, ConnectOptions};
 use async_trait::async_trait;
 use bells::{Bell, Bells};
-use chappe_protocol::id::{GatewayId, MailboxId};
+use chappe_protocol::id::{ClusterId, GatewayId, MailboxId};
 use chappe_protocol::internode::{Announcement, Doorbell, InternodeError, Reply, Request};
 use chappe_protocol::time::Millis;
 use chappe_protocol::world::World;
@@ -257,6 +257,9 @@ async fn connect(
 ) -> Result<Client, BusError> {
     if config.urls.is_empty() {
         return Err(BusError::Config("urls"));
+    }
+    if config.cluster == ClusterId::default() {
+        return Err(BusError::Config("cluster"));
     }
     let (world, pause_max) = (Arc::clone(world), config.reconnect_pause_max);
     let pause = move |attempt: usize| reconnect_pause(&*world, pause_max, attempt);

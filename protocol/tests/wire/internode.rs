@@ -395,18 +395,11 @@ fn an_outcome_of_a_newer_version_is_unknown() {
 }
 
 #[test]
-fn a_name_makes_one_cluster_id() {
-    assert_eq!(ClusterId::of_name("chappe"), ClusterId::of_name("chappe"));
-    assert_ne!(ClusterId::of_name("chappe"), ClusterId::of_name("chappe2"));
-}
-
-#[test]
 fn a_cluster_is_its_name_and_its_store() {
     let ours = ClusterId::of_store("chappe", [1; 16]);
     assert_eq!(ours, ClusterId::of_store("chappe", [1; 16]));
     assert_ne!(ours, ClusterId::of_store("chappe", [2; 16]), "a store of its own");
     assert_ne!(ours, ClusterId::of_store("chappe2", [1; 16]), "two clusters in one store");
-    assert_ne!(ours, ClusterId::of_name("chappe"));
 }
 
 fn wake_hint() -> impl Strategy<Value = WakeHint> {

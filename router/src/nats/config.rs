@@ -49,7 +49,8 @@ pub struct NatsConfig {
     pub role: BusRole,
     /// The cluster's name in subjects: 1 to 32 characters of `[a-z0-9-]`.
     pub cluster_name: String,
-    /// Stands in every message; what bears another is refused and counted.
+    /// Stands in every message; what bears another is refused and counted. Made of the store's own identity
+    /// ([`ClusterId::of_store`]), so that two clusters of one name tell each other apart.
     pub cluster: ClusterId,
     /// Who this process is to NATS.
     pub credentials: Credentials,
@@ -92,14 +93,14 @@ pub struct NatsConfig {
 }
 
 impl NatsConfig {
-    /// The defaults for a role, with one server and no credentials. The cluster's id is made of its name alone: whoever has a
-    /// store sets it to that of the store.
+    /// The defaults for a role, with one server and no credentials. Without a cluster's id, which the caller sets, nobody gets on
+    /// the bus.
     pub fn new(role: BusRole, url: &str, cluster_name: &str) -> Self {
         Self {
             urls: vec![url.to_owned()],
             role,
             cluster_name: cluster_name.to_owned(),
-            cluster: ClusterId::of_name(cluster_name),
+            cluster: ClusterId::default(),
             credentials: Credentials::None,
             tls: None,
             connect_max: Millis::from_secs(5),

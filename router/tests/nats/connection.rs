@@ -4,7 +4,7 @@ use crate::common::flaky::Fault;
 use crate::common::{lists, outcomes, submit_of};
 use crate::server::{Server, free_port};
 use crate::support::{BUDGET, Cluster, RealWorld, bus_metrics, soon, until};
-use chappe_protocol::id::{MailboxId, Seq};
+use chappe_protocol::id::{ClusterId, MailboxId, Seq};
 use chappe_protocol::internode::{Doorbell, Outcome, Request, Ring};
 use chappe_protocol::time::Millis;
 use chappe_router::links::LinkError;
@@ -25,7 +25,7 @@ async fn refused(config: NatsConfig) -> BusError {
 }
 
 fn config(url: &str) -> NatsConfig {
-    NatsConfig::new(BusRole::Gateway, url, "test")
+    NatsConfig { cluster: ClusterId([1; 16]), ..NatsConfig::new(BusRole::Gateway, url, "test") }
 }
 
 fn submit(mailbox: MailboxId, id: u64) -> Request {
@@ -90,6 +90,10 @@ async fn nobody_there_is_told_as_such() {
     let mut named = config("nats://127.0.0.1:1");
     named.cluster_name = "a.b".into();
     assert_eq!(refused(named).await.code(), "nats_config");
+    // Whoever forgets the store's identity would take another cluster's messages for its own.
+    let nobody = NatsConfig { cluster: ClusterId::default(), ..config(&crate::support::url()) };
+    let error = refused(nobody).await;
+    assert!(error.code() == "nats_config" && error.to_string().contains("cluster"), "{error}");
 }
 
 #[tokio::test]
