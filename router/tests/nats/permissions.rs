@@ -5,7 +5,8 @@ use crate::server::Server;
 use crate::support::{BUDGET, Cluster, soon, until};
 use async_nats::{Client, ConnectOptions, Event};
 use chappe_protocol::internode::{Outcome, Request};
-use chappe_router::nats::Credentials;
+use chappe_protocol::time::Millis;
+use chappe_router::nats::{Credentials, WakeConfig};
 use futures_util::StreamExt;
 use std::sync::{Arc, Mutex};
 
@@ -25,7 +26,8 @@ async fn start() -> (Server, Cluster, String) {
     let jetstream = "jetstream { store_dir: \"{{folder}}/js\" }";
     let server = Server::start(&format!("max_payload: 8MB\n{jetstream}\nauthorization {{{rules}")).await;
     let mut cluster = Cluster::named(&server.url(), &name);
-    cluster.wakes = Some(crate::wakes::quick());
+    // It looks for its stream all the while.
+    cluster.wakes = Some(WakeConfig { look_every: Millis(20), ..crate::wakes::quick() });
     let (password, seed) = (server.folder.path().join("password"), server.folder.path().join("seed"));
     std::fs::write(&password, "gateway:secret\n").unwrap();
     std::fs::write(&seed, format!("{router_seed}\n")).unwrap();

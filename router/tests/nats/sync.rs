@@ -15,7 +15,7 @@ async fn server(jetstream: &str) -> (Server, String) {
 #[tokio::test]
 async fn each_server_says_whether_it_syncs_before_it_answers() {
     let (_always, always) = server("jetstream { store_dir: \"{{folder}}/js\", sync_interval: always }").await;
-    let (_lazy, lazy) = server("jetstream { store_dir: \"{{folder}}/js\" }").await;
+    let (lazy_server, lazy) = server("jetstream { store_dir: \"{{folder}}/js\" }").await;
     let (_without, without) = server("").await;
     assert_eq!(ask(&always).await, Synced::Always);
     assert_eq!(ask(&lazy).await, Synced::NowAndThen);
@@ -23,7 +23,7 @@ async fn each_server_says_whether_it_syncs_before_it_answers() {
     let nobody = format!("http://127.0.0.1:{}", free_port());
     assert!(matches!(ask(&nobody).await, Synced::Unknown(_)));
     // The port of clients is no monitoring port.
-    let wrong = _lazy.url().replace("nats://", "http://");
+    let wrong = lazy_server.url().replace("nats://", "http://");
     assert!(matches!(ask(&wrong).await, Synced::Unknown(_)));
 
     for (monitors, says) in [

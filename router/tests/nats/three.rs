@@ -113,10 +113,10 @@ async fn each_of_three_servers_may_die_while_envelopes_and_bells_are_under_way()
     };
     let breaking = async {
         all_go_on("before").await;
-        for n in 0..3 {
-            servers[n].down();
+        for (n, server) in servers.iter_mut().enumerate() {
+            server.down();
             all_go_on(&format!("without n{n}")).await;
-            servers[n].up().await;
+            server.up().await;
             // The copies must be whole before the next one goes.
             all_go_on(&format!("with n{n} again")).await;
             until("the stream is there", || first.wakes.up.get() == 1 && second.wakes.up.get() == 1).await;

@@ -120,7 +120,7 @@ async fn the_stream_is_bounded_and_follows_the_settings_of_the_router_that_start
     let found = config().await;
     let name = &cluster.gateway_config.cluster_name;
     assert_eq!(found.subjects, [format!("chappe.{name}.wake.*")]);
-    assert_eq!((found.max_bytes, found.max_age), (64 << 20, Duration::from_secs(60)));
+    assert_eq!((found.max_bytes, found.max_age), (64 << 20, Duration::from_mins(1)));
     assert_eq!((found.discard, found.storage), (DiscardPolicy::Old, StorageType::File));
     assert_eq!((found.num_replicas, router.wakes.created.get()), (1, 1));
     let narrow = WakeConfig { stream_bytes_max: 1 << 20, ..quick() };
