@@ -298,3 +298,19 @@ async fn a_hangup_fetches_the_keys_anew() {
         () = hangup => {}
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_first_set_without_a_usable_key_makes_nobody_ready() {
+    let (one, other) = (Key::es256("one"), Key::eddsa("other"));
+    let service = Service::new(&[&other]);
+    let cluster = service.cluster("/keys", SetAlgorithm::Es256);
+    let gateway = cluster.gateway(1);
+    seconds(60).await;
+    assert!(tokio::time::timeout(Duration::from_secs(1), cluster.verifier.has_keys()).await.is_err());
+    assert_eq!(code(&gateway, hello(&cluster, &one, "ben")).await, 3009);
+    assert_eq!(fetches(&gateway, "empty"), service.requests());
+    assert!((5..20).contains(&service.requests()), "{} tries", service.requests());
+    service.publish(&[&one, &other]);
+    seconds(11).await;
+    assert_eq!(code(&gateway, hello(&cluster, &one, "ben")).await, 0);
+}
