@@ -168,7 +168,7 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
     let traces = Arc::new(Traces::default());
     if !token.is_empty() {
         let (store, links) = (Arc::clone(&parts.store), parts.bus.links());
-        let _ = operations.set(Operations { store, links, traces: vec![Arc::clone(&traces)], token });
+        let _ = operations.set(Operations { store, links, traces: Arc::clone(&traces), token });
     }
     let id = GatewayId::random(world.as_ref());
     let config = gateway_config(id, resume_key, &settings.limits, &settings.drain, &settings.origins);

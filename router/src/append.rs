@@ -175,7 +175,7 @@ impl Attempts<'_> {
         let shared = self.shared;
         let at = shared.world.wall();
         for (entry, appended) in self.batch.entries.iter().zip(&reply.entries) {
-            shared.traces.committed(entry.envelope_id, self.mailbox, appended.seq(), at);
+            shared.config.traces.committed(entry.envelope_id, self.mailbox, appended.seq(), at);
         }
         let ids = self.batch.entries.iter().map(|entry| entry.envelope_id).collect();
         doorbells::grew(shared, self.mailbox, self.rings(reply), ids, self.wake_hint(reply));

@@ -1,7 +1,9 @@
 //! What a router may use up. **Invariant:** every bound of this crate stands here, in items and in bytes.
 
+use crate::trace::Traces;
 use chappe_protocol::id::BucketShape;
 use chappe_protocol::time::Millis;
+use std::sync::Arc;
 
 /// The bounds of a router. The defaults fit one process with a few hundred megabytes to spare.
 #[derive(Debug, Clone)]
@@ -58,8 +60,8 @@ pub struct RouterConfig {
     pub pending_fresh: Millis,
     /// The first pause before an append that got no answer is tried again; doubles up to 32 times itself, half of it random.
     pub retry_pause: Millis,
-    /// Envelopes whose steps are remembered for operators.
-    pub traces_max: usize,
+    /// Remembers the steps of envelopes for operators; the roles of one process share it.
+    pub traces: Arc<Traces>,
     /// An error that tests plant, to see that they find it.
     #[cfg(feature = "testing")]
     pub planted: Option<crate::planted::PlantedBug>,
@@ -94,7 +96,7 @@ impl Default for RouterConfig {
             pending_mailboxes_max: 1_000_000,
             pending_fresh: Millis::from_secs(3),
             retry_pause: Millis(10),
-            traces_max: crate::trace::ENVELOPES_MAX,
+            traces: Arc::default(),
             #[cfg(feature = "testing")]
             planted: None,
         }

@@ -66,7 +66,7 @@ fn start(
         }
         let at = shared.world.wall();
         for envelope in envelopes {
-            shared.traces.rung(envelope, gateways.len(), at);
+            shared.config.traces.rung(envelope, gateways.len(), at);
         }
         if let Some(hint) = hint {
             let due = if gateways.is_empty() { hint.at } else { hint.due };

@@ -77,8 +77,6 @@ pub(crate) struct Shared {
     pub(crate) rounds: Rounds,
     pub(crate) device_sets: DeviceSets,
     pub(crate) pending: PendingCache,
-    /// What became of envelopes lately.
-    pub(crate) traces: Arc<Traces>,
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the router is killed: its tasks end where they are.
     pub(crate) killed: CancellationToken,
@@ -126,7 +124,6 @@ impl Router {
             rounds: Rounds::default(),
             device_sets: DeviceSets::default(),
             pending: PendingCache::default(),
-            traces: Arc::new(Traces::new(c.traces_max)),
             tasks: TaskTracker::new(),
             killed: CancellationToken::new(),
             config,
@@ -142,7 +139,7 @@ impl Router {
 
     /// What became of envelopes lately.
     pub fn traces(&self) -> Arc<Traces> {
-        Arc::clone(&self.shared.traces)
+        Arc::clone(&self.shared.config.traces)
     }
 
     /// Answers a request. Dropping the future leaves appends that have begun running.

@@ -23,7 +23,7 @@ pub struct Operations {
     /// For doorbells to the sessions of a revoked device.
     pub links: Arc<dyn Links>,
     /// What the roles of this process remember.
-    pub traces: Vec<Arc<Traces>>,
+    pub traces: Arc<Traces>,
     /// The admin token; never empty.
     pub token: String,
 }

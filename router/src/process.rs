@@ -66,7 +66,7 @@ pub async fn run(settings: RouterSettings, signals: Signals) -> Result<bool> {
         // Operators' calls go through this very router.
         let own = Arc::new(LocalLinks::new(metrics));
         own.add_router(0, router.clone());
-        let (store, traces) = (Arc::clone(&parts.store), vec![router.traces()]);
+        let (store, traces) = (Arc::clone(&parts.store), router.traces());
         let _ = operations.set(Operations { store, links: own, traces, token });
     }
     let name = world.random_below(u64::MAX);

@@ -10,19 +10,23 @@ const SHARDS: usize = 16;
 /// Envelopes that a process remembers unless told otherwise: some 7 MB once it is full.
 pub const ENVELOPES_MAX: usize = 65_536;
 
-/// Steps of one envelope through this process.
+/// Steps of one envelope through this process. Kept small: every envelope of the last minutes has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
     /// Where it lies; never shown.
     pub mailbox: MailboxId,
     /// Its slot.
     pub seq: Seq,
-    /// A router here got the store's word for it.
-    pub committed_at: Option<UnixMillis>,
-    /// A router here rang for it, and how many gateways.
-    pub rung: Option<(UnixMillis, usize)>,
-    /// How often a gateway here wrote it to a socket, and when last.
-    pub delivered: Option<(UnixMillis, u64)>,
+    /// When a router here got the store's word for it; 0: none did.
+    pub committed_at: UnixMillis,
+    /// When a router here rang for it; 0: none did.
+    pub rung_at: UnixMillis,
+    /// When a gateway here last wrote it to a socket; 0: none did.
+    pub delivered_at: UnixMillis,
+    /// How many gateways were rung.
+    pub gateways: u32,
+    /// How often it was written to a socket here.
+    pub deliveries: u32,
 }
 
 /// The envelopes that a process has seen lately.
@@ -53,22 +57,23 @@ impl Traces {
     /// The store has it.
     pub fn committed(&self, id: EnvelopeId, mailbox: MailboxId, seq: Seq, at: UnixMillis) {
         self.note(id, mailbox, seq, |seen| {
-            seen.committed_at.get_or_insert(at);
+            if seen.committed_at == UnixMillis(0) {
+                seen.committed_at = at;
+            }
         });
     }
 
     /// So many gateways were rung for it. Only for what was [`committed`](Self::committed) here.
     pub fn rung(&self, id: EnvelopeId, gateways: usize, at: UnixMillis) {
         if let Some(seen) = self.shard(id).seen.get_mut(&id) {
-            seen.rung = Some((at, gateways));
+            (seen.rung_at, seen.gateways) = (at, u32::try_from(gateways).unwrap_or(u32::MAX));
         }
     }
 
     /// It was written to a device's socket.
     pub fn delivered(&self, id: EnvelopeId, mailbox: MailboxId, seq: Seq, at: UnixMillis) {
         self.note(id, mailbox, seq, |seen| {
-            let before = seen.delivered.map_or(0, |(_, times)| times);
-            seen.delivered = Some((at, before + 1));
+            (seen.delivered_at, seen.deliveries) = (at, seen.deliveries.saturating_add(1));
         });
     }
 
@@ -92,7 +97,16 @@ impl Traces {
         {
             shard.seen.remove(&oldest);
         }
-        let mut seen = Seen { mailbox, seq, committed_at: None, rung: None, delivered: None };
+        let never = UnixMillis(0);
+        let mut seen = Seen {
+            mailbox,
+            seq,
+            committed_at: never,
+            rung_at: never,
+            delivered_at: never,
+            gateways: 0,
+            deliveries: 0,
+        };
         change(&mut seen);
         shard.seen.insert(id, seen);
         shard.order.push_back(id);
@@ -126,8 +140,8 @@ mod tests {
         traces.delivered(id(1), mailbox, Seq(1), UnixMillis(30));
         traces.rung(id(1), 2, UnixMillis(15));
         let seen = traces.seen(id(1)).unwrap();
-        assert_eq!((seen.committed_at, seen.rung), (Some(UnixMillis(10)), Some((UnixMillis(15), 2))));
-        assert_eq!(seen.delivered, Some((UnixMillis(30), 2)));
+        assert_eq!((seen.committed_at, seen.rung_at, seen.gateways), (UnixMillis(10), UnixMillis(15), 2));
+        assert_eq!((seen.delivered_at, seen.deliveries), (UnixMillis(30), 2));
         traces.committed(id(4), mailbox, Seq(4), UnixMillis(40));
         assert_eq!(traces.seen(id(1)), None, "the bound holds");
         assert!(traces.seen(id(2)).is_some());

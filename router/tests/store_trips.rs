@@ -26,6 +26,7 @@ struct Process {
     rows: Arc<ScyllaRows>,
     store: Arc<dyn Store>,
     router: Router,
+    metrics: Arc<RouterMetrics>,
 }
 
 #[allow(clippy::disallowed_methods, reason = "tests are told by the environment where the real parts are")]
@@ -46,8 +47,9 @@ async fn process() -> Arc<Process> {
     let links = Arc::new(LocalLinks::new(Arc::clone(&metrics)));
     let directory = Arc::new(Directory::new(Arc::clone(&world), 100, Arc::clone(&metrics)));
     let config = RouterConfig::default();
-    let router = Router::new(config, Arc::clone(&world), Arc::clone(&store), links, directory, metrics);
-    Arc::new(Process { world, rows, store, router })
+    let (own, shared) = (Arc::clone(&store), Arc::clone(&metrics));
+    let router = Router::new(config, Arc::clone(&world), own, links, directory, shared);
+    Arc::new(Process { world, rows, store, router, metrics })
 }
 
 impl Process {
@@ -61,20 +63,11 @@ impl Process {
 
     /// One envelope, taken; the head's bucket, which a gateway would remember.
     async fn submit(&self, from: &str, mailbox: MailboxId, base: Option<Bucket>) -> Option<Bucket> {
-        let entry = SubmitEntry {
-            submit_id: SubmitId::random(&*self.world),
-            number: 0,
-            devices: DeviceFilter::All,
-            device_set_version: None,
-            payload: 0,
-            ttl: Millis(0),
-            urgency: Urgency::Message,
-        };
         let request = Submit {
             sender: Sender { user: UserId::new(from).unwrap(), device: DeviceId::new("phone").unwrap() },
             budget: Millis(20_000),
             payloads: vec![Bytes::from_static(&[7; 200])],
-            lists: vec![SubmitList { mailbox, base, entries: vec![entry] }],
+            lists: vec![SubmitList { base, ..list(SubmitId::random(&*self.world), 0, mailbox) }],
         };
         let Reply::Submit(replies) = self.router.handle(Request::Submit(request)).await else {
             panic!("no answer to a submit");
@@ -158,4 +151,53 @@ async fn a_hundred_submitters_share_batches() {
     assert!(contend(1, "carl").await <= 0.1);
     // Only while routers change: a mailbox has affinity to one.
     assert!(contend(2, "dora").await <= 0.2);
+}
+
+/// One payload for 1,024 mailboxes: stored once, a result for each; a retry writes no slot twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fan_out_to_1024_mailboxes_stores_its_payload_once() {
+    let process = process().await;
+    let mut mailboxes: Vec<MailboxId> = Vec::new();
+    for first in (0..1024).step_by(64) {
+        let made = (first..first + 64).map(|n| {
+            let process = Arc::clone(&process);
+            async move { process.mailbox(&format!("member-{n}")).await }
+        });
+        mailboxes.extend(futures_util::future::join_all(made).await);
+    }
+    let submit_id = SubmitId::random(&*process.world);
+    let request = || Submit {
+        sender: Sender { user: UserId::new("anna").unwrap(), device: DeviceId::new("phone").unwrap() },
+        budget: Millis(30_000),
+        payloads: vec![Bytes::from(vec![7; 4_000])],
+        lists: (0..).zip(&mailboxes).map(|(number, mailbox)| list(submit_id, number, *mailbox)).collect(),
+    };
+    for attempt in 1..=2 {
+        let before = process.rows.stats();
+        let Reply::Submit(replies) = process.router.handle(Request::Submit(request())).await else {
+            panic!("no answer to a submit");
+        };
+        let outcomes = replies.iter().flat_map(|reply| &reply.results).map(|result| &result.outcome);
+        assert_eq!(outcomes.filter(|outcome| **outcome == Outcome::Accepted).count(), 1024);
+        let (all, appends) = statements(&before, &process.rows.stats());
+        println!("1,024 targets, attempt {attempt}: {appends} conditional batches of {all} statements");
+    }
+    assert_eq!(process.metrics.shared_payloads.get(), 2, "once for each attempt");
+    let heads = mailboxes.iter().map(|mailbox| process.store.head(*mailbox, true));
+    for head in futures_util::future::join_all(heads.take(100)).await {
+        assert_eq!(head.unwrap().0, 1, "the retry wrote no slot");
+    }
+}
+
+fn list(submit_id: SubmitId, number: u32, mailbox: MailboxId) -> SubmitList {
+    let entry = SubmitEntry {
+        submit_id,
+        number,
+        devices: DeviceFilter::All,
+        device_set_version: None,
+        payload: 0,
+        ttl: Millis(0),
+        urgency: Urgency::Message,
+    };
+    SubmitList { mailbox, base: Some(Bucket(0)), entries: vec![entry] }
 }

@@ -55,7 +55,7 @@ impl Cluster {
     /// Adds a router under a name that decides its affinity.
     pub fn add_router(&self, name: u64, config: RouterConfig) -> Router {
         let router = Router::new(
-            config,
+            RouterConfig { traces: self.traces(), ..config },
             Arc::clone(&self.world),
             Arc::clone(&self.store),
             Arc::clone(&self.links),
@@ -71,7 +71,7 @@ impl Cluster {
         &self.local
     }
 
-    /// What the gateways remember of envelopes.
+    /// What gateways and routers remember of envelopes.
     pub fn traces(&self) -> Arc<Traces> {
         Arc::clone(&self.traces)
     }

@@ -64,7 +64,7 @@ impl Server {
         let cluster = Cluster::new(Arc::clone(&world), Arc::clone(&store), &registry, |local| local)?;
         let router = cluster.add_router(0, router_config(&config));
         let links: Arc<dyn Links> = cluster.local().clone();
-        let traces = vec![router.traces(), cluster.traces()];
+        let traces = cluster.traces();
         let operations = Operations { store, links, traces, token };
         let clients = bind(config.listen, "--listen").await?;
         let admin = bind(config.admin, "--admin").await?;

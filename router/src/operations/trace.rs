@@ -1,10 +1,10 @@
 //! Where an envelope is. **Invariant:** the answer holds times and counts, no content and nobody's name; it changes nothing.
 
 use super::{Operations, reply};
-use crate::trace::Seen;
 use chappe_node::admin::{AdminReply, StatusCode};
 use chappe_protocol::envelope::{DeviceFilter, PageEnd, SlotBody};
 use chappe_protocol::id::{DeviceId, EnvelopeId, MailboxId, Seq, UserId};
+use chappe_protocol::time::UnixMillis;
 use chappe_storage::StoreError;
 use futures_util::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
@@ -53,11 +53,11 @@ pub struct TraceReport {
     /// When the router of this process rang for it.
     pub doorbell_at: Option<u64>,
     /// How many gateways it rang.
-    pub gateways: Option<usize>,
+    pub gateways: Option<u32>,
     /// When a gateway of this process last wrote it to a socket.
     pub delivered_at: Option<u64>,
     /// How often it did.
-    pub deliveries: u64,
+    pub deliveries: u32,
     /// Devices that it is for, as of now.
     pub devices: usize,
     /// How many of them have acked it.
@@ -114,22 +114,22 @@ impl Operations {
     }
 
     async fn find(&self, id: EnvelopeId, user: Option<&UserId>) -> Result<Option<TraceReport>, StoreError> {
-        let seen: Vec<Seen> = self.traces.iter().filter_map(|traces| traces.seen(id)).collect();
-        let place = match (seen.first(), user) {
+        let seen = self.traces.seen(id);
+        let place = match (&seen, user) {
             (Some(seen), _) => Some((seen.mailbox, seen.seq)),
             (None, Some(user)) => self.look_up(id, user).await?,
             (None, None) => None,
         };
         let Some((mailbox, seq)) = place else { return Ok(None) };
         let mut report = self.as_stored(mailbox, seq).await?;
-        for seen in seen {
-            report.committed_at = report.committed_at.or(seen.committed_at.map(|at| at.0));
-            if let Some((at, gateways)) = seen.rung {
-                (report.doorbell_at, report.gateways) = (Some(at.0), Some(gateways));
-            }
-            if let Some((at, times)) = seen.delivered {
-                report.delivered_at = report.delivered_at.max(Some(at.0));
-                report.deliveries += times;
+        if let Some(seen) = seen {
+            let told = |at: UnixMillis| (at > UnixMillis(0)).then_some(at.0);
+            report.committed_at = told(seen.committed_at);
+            report.doorbell_at = told(seen.rung_at);
+            report.gateways = report.doorbell_at.map(|_| seen.gateways);
+            report.delivered_at = told(seen.delivered_at);
+            report.deliveries = seen.deliveries;
+            if seen.deliveries > 0 {
                 report.state = report.state.max(TraceState::Delivered);
             }
         }
