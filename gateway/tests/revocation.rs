@@ -26,7 +26,7 @@ async fn operate(cluster: &Cluster, path: &str, body: serde_json::Value) -> Stat
     let (store, links) = (cluster.store.clone(), cluster.links.clone());
     let operations = Arc::new(OnceLock::new());
     let set =
-        operations.set(Operations { store, links, traces: Vec::new(), token: "the admin token".into() });
+        operations.set(Operations { store, links, traces: Arc::default(), token: "the admin token".into() });
     assert!(set.is_ok());
     let call = AdminCall {
         method: Method::POST,

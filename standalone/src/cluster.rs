@@ -53,9 +53,10 @@ impl Cluster {
     }
 
     /// Adds a router under a name that decides its affinity.
-    pub fn add_router(&self, name: u64, config: RouterConfig) -> Router {
+    pub fn add_router(&self, name: u64, mut config: RouterConfig) -> Router {
+        config.traces = self.traces();
         let router = Router::new(
-            RouterConfig { traces: self.traces(), ..config },
+            config,
             Arc::clone(&self.world),
             Arc::clone(&self.store),
             Arc::clone(&self.links),
