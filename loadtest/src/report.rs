@@ -22,6 +22,10 @@ pub struct Report {
     pub accept: Latency,
     /// From the intended send time to the receiver's application, outside of fault windows.
     pub deliver: Latency,
+    /// As `accept`, with what a fault delayed.
+    pub accept_all: Latency,
+    /// As `deliver`, with what a fault delayed.
+    pub deliver_all: Latency,
     /// How much later than intended the harness itself sent: if this is large, the harness was the bottleneck.
     pub send_delay: Latency,
     /// Sends that were skipped because a user's queue was full: load that was not put on.
@@ -135,9 +139,15 @@ impl Report {
                 fault.what, fault.in_flight
             );
         }
-        for (name, latency) in
-            [("accepted", &self.accept), ("delivered", &self.deliver), ("sent late by", &self.send_delay)]
-        {
+        let mut latencies = vec![
+            ("accepted", &self.accept),
+            ("delivered", &self.deliver),
+            ("sent late by", &self.send_delay),
+        ];
+        if !self.faults.is_empty() {
+            latencies.extend([("accepted *", &self.accept_all), ("delivered *", &self.deliver_all)]);
+        }
+        for (name, latency) in latencies {
             let _ = writeln!(
                 text,
                 "  {name:<12} p50 {:>9} p90 {:>9} p99 {:>9} max {:>9}   ({} measured, from the intended time)",
@@ -147,6 +157,9 @@ impl Report {
                 millis(latency.max_us),
                 latency.count
             );
+        }
+        if !self.faults.is_empty() {
+            text.push_str("  * faults included; the other lines leave out what a fault touched\n");
         }
         let _ = writeln!(text, "  harness CPU {:.1} s", self.harness_cpu_seconds);
         text
@@ -192,6 +205,8 @@ mod tests {
             audit: Audit::default(),
             accept: Latency::default(),
             deliver: Latency::default(),
+            accept_all: Latency::default(),
+            deliver_all: Latency::default(),
             send_delay: Latency::default(),
             skipped: 0,
             disconnects: 0,

@@ -375,6 +375,8 @@ impl Run {
             audit,
             accept: Latency::of(record.accepts.iter().filter_map(steady)),
             deliver: Latency::of(record.delivers.iter().filter_map(steady)),
+            accept_all: Latency::of(record.accepts.iter().map(|(_, took)| *took)),
+            deliver_all: Latency::of(record.delivers.iter().map(|(_, took)| *took)),
             send_delay: Latency::of(record.delays.iter().copied()),
             skipped: record.skipped,
             disconnects: record.disconnects,

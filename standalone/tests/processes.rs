@@ -75,5 +75,10 @@ async fn nothing_accepted_is_lost_when_any_process_dies() {
     let report = run(plan).await.unwrap();
     println!("{}", report.text());
     assert_eq!(report.verdict, Verdict::Passed, "{}", report.text());
+    assert!(
+        report.deliver_all.max_us < 90_000_000,
+        "delivered within 90 s, whatever broke: {}",
+        report.text()
+    );
     assert!(report.audit.accepted > 2500, "{}", report.text());
 }

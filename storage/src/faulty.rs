@@ -277,8 +277,8 @@ impl<R: Rows> Rows for Faulty<R> {
         self.call(self.rows.delete_devices(mailbox)).await
     }
 
-    async fn user(&self, user: &UserId) -> Result<Option<User>> {
-        self.call(self.rows.user(user)).await
+    async fn user(&self, user: &UserId, serial: bool) -> Result<Option<User>> {
+        self.call(self.rows.user(user, serial)).await
     }
 
     async fn create_user(&self, user: &UserId, mailbox: MailboxId) -> Result<User> {

@@ -384,7 +384,7 @@ impl Rows for MemoryRows {
         Ok(())
     }
 
-    async fn user(&self, user: &UserId) -> Result<Option<User>> {
+    async fn user(&self, user: &UserId, _serial: bool) -> Result<Option<User>> {
         Ok(self.tables().users.get(user).copied())
     }
 

@@ -170,8 +170,8 @@ pub trait Rows: Send + Sync + 'static {
     /// Deletes devices and cursors of an erased mailbox.
     async fn delete_devices(&self, mailbox: MailboxId) -> Result<()>;
 
-    /// Looks a user up.
-    async fn user(&self, user: &UserId) -> Result<Option<crate::User>>;
+    /// Looks a user up, at SERIAL if `serial`; else one whose creation stopped half-way may be seen now and missed then.
+    async fn user(&self, user: &UserId, serial: bool) -> Result<Option<crate::User>>;
 
     /// Creates a user, or replaces the mailbox of an erased one, by compare-and-set; returns what is there.
     async fn create_user(&self, user: &UserId, mailbox: MailboxId) -> Result<crate::User>;

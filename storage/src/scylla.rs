@@ -213,8 +213,8 @@ impl Rows for ScyllaRows {
         self.database.delete_devices(mailbox).await
     }
 
-    async fn user(&self, user: &UserId) -> Result<Option<User>> {
-        self.database.user(user, false).await
+    async fn user(&self, user: &UserId, serial: bool) -> Result<Option<User>> {
+        self.database.user(user, serial).await
     }
 
     async fn create_user(&self, user: &UserId, mailbox: MailboxId) -> Result<User> {

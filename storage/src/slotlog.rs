@@ -114,11 +114,11 @@ fn partition(mailbox: MailboxId, bucket: Bucket) -> Partition {
 #[async_trait]
 impl<R: Rows> Store for SlotLog<R> {
     async fn user(&self, user: &UserId) -> Result<Option<User>> {
-        self.rows.user(user).await
+        self.rows.user(user, false).await
     }
 
     async fn create_user(&self, user: &UserId) -> Result<User> {
-        match self.rows.user(user).await? {
+        match self.rows.user(user, false).await? {
             Some(known) if !known.erased => Ok(known),
             Some(_) | None => self.rows.create_user(user, MailboxId::random(&*self.world)).await,
         }

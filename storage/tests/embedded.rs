@@ -41,7 +41,7 @@ async fn what_was_answered_is_there_after_a_reopen() {
     assert_eq!(rows.incarnation(), incarnation);
     assert_eq!(dense(&rows, 1).await, 40);
     assert_eq!(rows.head(of).await.unwrap(), Some(head(40)));
-    assert_eq!(rows.user(&user).await.unwrap().unwrap().mailbox, of.mailbox);
+    assert_eq!(rows.user(&user, false).await.unwrap().unwrap().mailbox, of.mailbox);
     let device = rows.device(of.mailbox, &phone).await.unwrap().unwrap();
     assert_eq!((device.since, device.epoch, device.connection), (Seq(7), Epoch(3), ConnectionId([4; 16])));
     assert_eq!(rows.cursor(of.mailbox, &phone).await.unwrap(), Seq(9));

@@ -115,6 +115,28 @@ async fn a_device_that_is_half_written_and_attached_holds_trims() {
     }
 }
 
+/// A user whose creation was interrupted, and who was seen once, is erased and stays so; no erase says so of somebody who is there.
+#[tokio::test(start_paused = true)]
+async fn a_user_that_is_half_written_is_erased() {
+    let ben = UserId::new("ben").unwrap();
+    for seed in 0..600 {
+        let case = Case::new(seed, LOSSY);
+        let log = case.log();
+        case.rows.switch(true);
+        let created = log.create_user(&ben).await;
+        case.rows.switch(false);
+        let seen = log.user(&ben).await.unwrap();
+        if created.is_err() && seen.is_none() {
+            continue;
+        }
+        log.erase(&ben).await.unwrap();
+        for _ in 0..4 {
+            let left = case.log().user(&ben).await.unwrap();
+            assert!(left.is_none_or(|user| user.erased), "seed {seed}: erased and still there");
+        }
+    }
+}
+
 /// With two of three replicas away nothing is accepted and nothing is shown, whether the coordinators know or not; when they
 /// are back everything goes on by itself, and what was left open stands once or not at all.
 #[tokio::test(start_paused = true)]

@@ -198,7 +198,7 @@ impl Rows for EmbeddedRows {
         .await
     }
 
-    async fn user(&self, user: &UserId) -> Result<Option<User>> {
+    async fn user(&self, user: &UserId, _serial: bool) -> Result<Option<User>> {
         self.read(|rows| rows.read_user(user))
     }
 

@@ -284,8 +284,12 @@ impl Rows for QuorumRows {
         self.write(one(Key::Cursors(mailbox), Write::Partition(Stamp::MAX)), 0).await
     }
 
-    async fn user(&self, user: &UserId) -> Result<Option<User>> {
-        Ok(user_of(&self.read(&Key::User(user.clone())).await?))
+    async fn user(&self, user: &UserId, serial: bool) -> Result<Option<User>> {
+        let key = Key::User(user.clone());
+        if serial {
+            return self.transact(&key, |found| (None, user_of(found.view))).await.map_err(read_error);
+        }
+        Ok(user_of(&self.read(&key).await?))
     }
 
     async fn create_user(&self, user: &UserId, mailbox: MailboxId) -> Result<User> {
