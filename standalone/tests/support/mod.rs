@@ -144,7 +144,7 @@ impl Record {
     }
 
     pub(crate) fn mailbox(&self, user: usize) -> Option<MailboxId> {
-        self.rows.user(&user_id(user)).now_or_never().unwrap().unwrap().map(|user| user.mailbox)
+        self.rows.user(&user_id(user), false).now_or_never().unwrap().unwrap().map(|user| user.mailbox)
     }
 
     /// The stored cursor of a device.
