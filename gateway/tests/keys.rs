@@ -12,27 +12,13 @@ use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use support::client::{Client, In, device};
+use support::client::{Client, In, code, device};
 use support::issuer::{DISCOVERY, ISSUER, Key, Service};
 use support::{Cluster, Gateway};
 
 fn hello(cluster: &Cluster, key: &Key, user: &str) -> Hello {
     let token = Secret(key.good(&cluster.world, user, "phone"));
     Hello { token, ..Client::hello(cluster, user, "phone") }
-}
-
-/// The code that a Hello is closed with; 0: it is welcomed.
-async fn code(gateway: &Gateway, hello: Hello) -> u16 {
-    let mut client = Client::open(gateway).await;
-    client.send(&ClientFrame::Hello(hello)).await;
-    loop {
-        match client.next().await {
-            In::Frame(ServerFrame::Welcome(_)) => return 0,
-            In::Frame(_) => {}
-            In::Close(code) => return code,
-            In::End => panic!("it ended without a word"),
-        }
-    }
 }
 
 async fn seconds(seconds: u64) {

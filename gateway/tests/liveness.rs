@@ -5,16 +5,14 @@
 mod support;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use chappe_protocol::close::CloseCode;
-use chappe_protocol::envelope::{DeviceFilter, Sender, Urgency};
+use chappe_protocol::envelope::DeviceFilter;
 use chappe_protocol::frame::{ClientFrame, ServerFrame};
-use chappe_protocol::id::{EnvelopeId, GatewayId, MailboxId, Seq, UserId};
+use chappe_protocol::id::{GatewayId, MailboxId, Seq, UserId};
 use chappe_protocol::internode::Outcome;
-use chappe_protocol::time::{Millis, UnixMillis};
+use chappe_protocol::time::Millis;
 use chappe_router::Directory;
 use chappe_router::presence::{Lease, Presence};
-use chappe_storage::{Entry, EntryPayload};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use support::Cluster;
@@ -46,15 +44,7 @@ async fn a_slot_that_nobody_noted_is_found_by_the_outright_read() {
     let mut ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
     // Past the time for which an attach makes the routers look at the mailbox.
     assert!(!sees(&mut ben, 300, is_deliver).await);
-    let entry = Entry {
-        envelope_id: EnvelopeId([9; 16]),
-        sender: Sender { user: UserId::new("ada").unwrap(), device: device("laptop") },
-        devices: DeviceFilter::All,
-        at: UnixMillis(cluster.world_wall()),
-        expires_at: UnixMillis(cluster.world_wall()) + Millis::from_secs(3600),
-        urgency: Urgency::Message,
-        payload: EntryPayload::Inline(Bytes::from_static(b"x")),
-    };
+    let entry = cluster.entry();
     // No doorbell, and no pending row: whoever was to write them died.
     cluster.store.append(cluster.mailbox("ben").await, &[entry], None).await.unwrap();
     assert!(sees(&mut ben, 900, is_deliver).await, "within 10 min and a third");

@@ -6,18 +6,16 @@ mod support;
 
 use bytes::Bytes;
 use chappe_node::admin::{AdminCall, Method, StatusCode};
-use chappe_protocol::envelope::{DeviceFilter, Sender, Urgency};
 use chappe_protocol::frame::{ClientFrame, Hello, Role, ServerFrame};
-use chappe_protocol::id::{EnvelopeId, Seq, UserId};
+use chappe_protocol::id::{Seq, UserId};
 use chappe_protocol::internode::Outcome;
-use chappe_protocol::time::{Millis, UnixMillis};
 use chappe_router::operations::{Operations, handler};
-use chappe_storage::{Entry, EntryPayload, StoreError};
+use chappe_storage::StoreError;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use support::client::{Client, In, device, submit_to};
-use support::{Cluster, Gateway};
+use support::Cluster;
+use support::client::{Client, In, code, device, submit_to};
 
 const REVOKED: u16 = 4501;
 
@@ -44,20 +42,6 @@ async fn revoke_device(cluster: &Cluster, user: &str, device: &str) {
 
 async fn revoke_user(cluster: &Cluster, user: &str) -> StatusCode {
     operate(cluster, "/v1/users/revoke", serde_json::json!({ "user": user })).await
-}
-
-/// What a Hello is answered with: the code of the close; 0: a Welcome.
-async fn code(gateway: &Gateway, hello: Hello) -> u16 {
-    let mut client = Client::open(gateway).await;
-    client.send(&ClientFrame::Hello(hello)).await;
-    loop {
-        match client.next().await {
-            In::Frame(ServerFrame::Welcome(_)) => return 0,
-            In::Frame(_) => {}
-            In::Close(code) => return code,
-            In::End => panic!("it ended without a word"),
-        }
-    }
 }
 
 /// Pings until the close, and tells its code.
@@ -155,15 +139,7 @@ async fn without_a_bus_what_was_committed_is_found_all_the_same() {
     let gateway = cluster.gateway(1);
     let mut ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
     cluster.links.cut.store(true, Ordering::Relaxed);
-    let entry = Entry {
-        envelope_id: EnvelopeId([9; 16]),
-        sender: Sender { user: UserId::new("ada").unwrap(), device: device("laptop") },
-        devices: DeviceFilter::All,
-        at: UnixMillis(cluster.world_wall()),
-        expires_at: UnixMillis(cluster.world_wall()) + Millis::from_secs(3600),
-        urgency: Urgency::Message,
-        payload: EntryPayload::Inline(Bytes::from_static(b"x")),
-    };
+    let entry = cluster.entry();
     let mailbox = cluster.mailbox("ben").await;
     cluster.store.add_pending(mailbox).await.unwrap();
     cluster.store.append(mailbox, &[entry], None).await.unwrap();

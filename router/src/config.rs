@@ -93,7 +93,7 @@ impl Default for RouterConfig {
             probes_in_flight_max: 16,
             probe_mailboxes_max: 500,
             probe_parallel_max: 16,
-            pending_mailboxes_max: 1_000_000,
+            pending_mailboxes_max: crate::probe::PENDING_MAX,
             pending_fresh: Millis::from_secs(3),
             retry_pause: Millis(10),
             traces: Arc::default(),

@@ -16,10 +16,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// How far behind a probe's `as_of` pending rows are looked for: for writes under way, and for clocks.
 pub const LOOK_BACK: Millis = Millis(120_000);
+/// With more pending mailboxes than this all heads are read outright; a store names at most one more.
+pub const PENDING_MAX: usize = 1_000_000;
 /// What one read of the pending rows covers beyond the probe that caused it.
 const SHARED_SPAN: Millis = Millis(60_000);
 /// A probe older than this reads all heads outright.
-const AGE_MAX: Millis = Millis(15 * 60_000);
+pub const AGE_MAX: Millis = Millis(15 * 60_000);
 
 /// The pending mailboxes as last read, for the probes of the next few seconds.
 #[derive(Default)]
@@ -63,9 +65,9 @@ async fn answer_from_store(shared: &Arc<Shared>, probe: Probe) -> Result<ProbeRe
                 let listed = known.into_iter().filter(|(mailbox, _)| pending.mailboxes.contains(mailbox));
                 (pending.as_of, listed.collect())
             }
-            None => (store_clock(shared).await?, known),
+            None => (store_clock(&*shared.store).await?, known),
         },
-        None => (store_clock(shared).await?, known),
+        None => (store_clock(&*shared.store).await?, known),
     };
     if shared.config.has_bug(PlantedBug::BlindProbe) {
         return Ok(ProbeReply { as_of, news: Vec::new() });
@@ -134,8 +136,8 @@ async fn pending(shared: &Arc<Shared>, since: UnixMillis) -> Result<Option<Arc<P
 }
 
 /// The store's clock, read before the heads are.
-async fn store_clock(shared: &Arc<Shared>) -> Result<UnixMillis> {
+pub async fn store_clock(store: &dyn Store) -> Result<UnixMillis> {
     // No row is noted in the future, so this reads nothing but the clock.
-    let (_, as_of) = shared.store.pending_since(UnixMillis(u64::MAX)).await?;
+    let (_, as_of) = store.pending_since(UnixMillis(u64::MAX)).await?;
     Ok(as_of)
 }

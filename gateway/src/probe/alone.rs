@@ -7,16 +7,14 @@
 use crate::shared::Gateway;
 use chappe_protocol::id::{MailboxId, Seq};
 use chappe_protocol::internode::ProbeReply;
-use chappe_protocol::time::{Millis, UnixMillis};
-use chappe_router::probe::{LOOK_BACK, look};
+use chappe_protocol::time::UnixMillis;
+use chappe_router::probe::{AGE_MAX, LOOK_BACK, PENDING_MAX, look, store_clock};
 use chappe_storage::{Result, Store};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::BTreeSet;
 
 /// Mailboxes that are read at the same time.
 const PARALLEL_MAX: usize = 16;
-/// After a longer time without an answer every mailbox is read.
-const AGE_MAX: Millis = Millis(15 * 60_000);
 
 /// What one round of probes rests on.
 pub(crate) struct Alone {
@@ -34,13 +32,14 @@ impl Alone {
     }
 
     async fn read(store: &dyn Store, since: Option<UnixMillis>) -> Result<Self> {
-        // No row is noted in the future, so this reads nothing but the clock.
-        let (_, as_of) = store.pending_since(UnixMillis(u64::MAX)).await?;
+        let as_of = store_clock(store).await?;
         let Some(since) = since.filter(|since| as_of < *since + AGE_MAX) else {
             return Ok(Self { as_of, pending: None });
         };
         let (mailboxes, as_of) = store.pending_since(since - LOOK_BACK).await?;
-        Ok(Self { as_of, pending: Some(mailboxes.into_iter().collect()) })
+        // With too many the store has not named them all.
+        let all = mailboxes.len() <= PENDING_MAX;
+        Ok(Self { as_of, pending: all.then(|| mailboxes.into_iter().collect()) })
     }
 
     /// What a router would have answered. `None`: not all could be read.

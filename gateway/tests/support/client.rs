@@ -232,3 +232,17 @@ impl Client {
         Some((opcode, payload))
     }
 }
+
+/// What a Hello is answered with: the code of the close; 0: a Welcome.
+pub(crate) async fn code(gateway: &Gateway, hello: Hello) -> u16 {
+    let mut client = Client::open(gateway).await;
+    client.send(&ClientFrame::Hello(hello)).await;
+    loop {
+        match client.next().await {
+            In::Frame(ServerFrame::Welcome(_)) => return 0,
+            In::Frame(_) => {}
+            In::Close(code) => return code,
+            In::End => panic!("it ended without a word"),
+        }
+    }
+}

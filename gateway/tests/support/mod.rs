@@ -11,8 +11,10 @@ pub(crate) mod client;
 pub(crate) mod issuer;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use chappe_gateway::{GatewayConfig, GatewayMetrics, Incoming, Parts, TokenKey, TokenVerifier};
-use chappe_protocol::id::{GatewayId, MailboxId, UserId};
+use chappe_protocol::envelope::{DeviceFilter, Sender, Urgency};
+use chappe_protocol::id::{DeviceId, EnvelopeId, GatewayId, MailboxId, UserId};
 use chappe_protocol::internode::{Doorbell, Reply, Request};
 use chappe_protocol::session::SessionConfig;
 use chappe_protocol::testing::TestWorld;
@@ -21,10 +23,10 @@ use chappe_protocol::world::World;
 use chappe_router::links::{LinkError, Links};
 use chappe_router::presence::{Lease, Presence};
 use chappe_router::{Directory, LocalLinks, Router, RouterConfig, RouterMetrics};
-use chappe_storage::Store;
 use chappe_storage::memory::MemoryRows;
 use chappe_storage::rows::Rows;
 use chappe_storage::slotlog::{LogConfig, SlotLog};
+use chappe_storage::{Entry, EntryPayload, Store};
 use futures_util::stream;
 use std::io;
 use std::sync::Arc;
@@ -257,9 +259,21 @@ impl Cluster {
     pub(crate) fn world_now(&self) -> u64 {
         self.world.now().0
     }
-}
 
-impl Cluster {
+    /// An envelope of ada's, for all devices.
+    pub(crate) fn entry(&self) -> Entry {
+        let at = UnixMillis(self.world_wall());
+        Entry {
+            envelope_id: EnvelopeId([9; 16]),
+            sender: Sender { user: UserId::new("ada").unwrap(), device: DeviceId::new("laptop").unwrap() },
+            devices: DeviceFilter::All,
+            at,
+            expires_at: at + Millis::from_secs(3600),
+            urgency: Urgency::Message,
+            payload: EntryPayload::Inline(Bytes::from_static(b"x")),
+        }
+    }
+
     pub(crate) fn world_wall(&self) -> u64 {
         self.world.wall().0
     }
