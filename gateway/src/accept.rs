@@ -6,7 +6,7 @@ use crate::config::Incoming;
 use crate::connection::{Connection, queue_frame, say_goodbye};
 use crate::drain;
 use crate::shared::Gateway;
-use crate::transport::websocket::{self, WebSocket};
+use crate::transport::websocket;
 use crate::transport::{Inbound, Transport, TransportError};
 use bytes::Bytes;
 use chappe_protocol::close::CloseCode;
@@ -49,45 +49,60 @@ pub(crate) fn admit(gateway: &Arc<Gateway>) -> Option<Admission> {
     allowed.then_some(admission)
 }
 
+impl Admission {
+    pub(crate) fn gateway(&self) -> &Arc<Gateway> {
+        &self.0
+    }
+}
+
 /// Serves one socket to its end.
 pub(crate) async fn serve<IO>(admission: Admission, incoming: Incoming<IO>)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let gateway = Arc::clone(&admission.0);
+    serve_with(admission, async move {
+        let tls = gateway.tls.as_ref().map(|tls| tls.current());
+        match websocket::accept(incoming.io, tls, &gateway.config.handshake).await {
+            Ok(transport) => Some(transport),
+            Err(error) => {
+                gateway.metrics.handshake_failed_total.inc();
+                tracing::debug!(%error, "a handshake failed");
+                None
+            }
+        }
+    })
+    .await;
+}
+
+/// Serves what the handshake makes of a connection, to its end.
+pub(crate) async fn serve_with<T: Transport>(
+    admission: Admission,
+    handshake: impl Future<Output = Option<T>> + Send,
+) {
     // Boxed: what is needed once does not stay in the long-lived task.
-    let Some(connection) = Box::pin(open(Arc::clone(&admission.0), incoming.io)).await else { return };
+    let Some(connection) = Box::pin(open(&admission.0, handshake)).await else { return };
     let (connection, end) = connection.live().await;
     Box::pin(connection.finish(end)).await;
 }
 
-async fn open<IO>(gateway: Arc<Gateway>, io: IO) -> Option<Box<Connection<WebSocket<IO>>>>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn open<T: Transport>(
+    gateway: &Arc<Gateway>,
+    handshake: impl Future<Output = Option<T>> + Send,
+) -> Option<Box<Connection<T>>> {
     gateway.metrics.handshakes.inc();
     let opened = tokio::select! {
         biased;
         () = gateway.drain.cancelled() => None,
         () = gateway.killed.cancelled() => None,
-        opened = shake_hands(&gateway, io) => opened,
+        opened = async { greet(gateway, handshake.await?).await } => opened,
     };
     gateway.metrics.handshakes.dec();
     opened
 }
 
-async fn shake_hands<IO>(gateway: &Arc<Gateway>, io: IO) -> Option<Box<Connection<WebSocket<IO>>>>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let tls = gateway.tls.as_ref().map(|tls| tls.current());
-    let mut transport = match websocket::accept(io, tls, &gateway.config.handshake).await {
-        Ok(transport) => transport,
-        Err(error) => {
-            gateway.metrics.handshake_failed_total.inc();
-            tracing::debug!(%error, "a handshake failed");
-            return None;
-        }
-    };
+/// From the carrier's handshake to Welcome.
+async fn greet<T: Transport>(gateway: &Arc<Gateway>, mut transport: T) -> Option<Box<Connection<T>>> {
     let started = gateway.world.now();
     let mut early = Early::default();
     let hello = poll_fn(|cx| early.poll_first(&mut transport, cx));
@@ -106,14 +121,18 @@ where
             queue_frame(&mut transport, &ServerFrame::GoAway(go_away));
             Err(CloseCode::Overloaded)
         }
-        Ok(hello) => match tokio::time::timeout(ATTACH_MAX.to_std(), attach(gateway, hello)).await {
-            Ok(begun) => begun,
-            Err(_) => Err(CloseCode::StoreUnavailable),
-        },
+        Ok(hello) => {
+            let attach = attach(gateway, transport.carrier(), hello);
+            match tokio::time::timeout(ATTACH_MAX.to_std(), attach).await {
+                Ok(begun) => begun,
+                Err(_) => Err(CloseCode::StoreUnavailable),
+            }
+        }
     };
     match begun {
         Ok(beginning) => {
             gateway.metrics.attach_seconds.observe((gateway.world.now() - started).to_std().as_secs_f64());
+            gateway.metrics.welcomed_total.with_label_values(&[transport.carrier().word()]).inc();
             Some(begin(transport, beginning, early.rest))
         }
         Err(code) => {
@@ -123,22 +142,16 @@ where
     }
 }
 
-fn begin<IO>(
-    mut transport: WebSocket<IO>,
-    beginning: Beginning,
-    early: Vec<Bytes>,
-) -> Box<Connection<WebSocket<IO>>>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+fn begin<T: Transport>(mut transport: T, beginning: Beginning, early: Vec<Bytes>) -> Box<Connection<T>> {
     let Beginning { mut core, welcome } = beginning;
     queue_frame(&mut transport, &ServerFrame::Welcome(welcome));
     for message in early {
         core.on_message(&message);
     }
     // The drain has perhaps counted its sessions before this one stood there.
+    let drain = &core.gateway().config.drain;
     if core.gateway().drain.is_cancelled() {
-        core.handle().go_away(drain::go_away(&core.gateway().config.drain));
+        core.handle().go_away(drain::go_away(drain), drain.grace);
     }
     Box::new(Connection { transport, core })
 }
@@ -189,7 +202,8 @@ impl Early {
                     self.first = Some(Bytes::copy_from_slice(message));
                 }
                 Inbound::Message(message) => self.rest.push(Bytes::copy_from_slice(message)),
-                Inbound::Control => {}
+                // What may be lost is lost before the session stands.
+                Inbound::Control | Inbound::Datagram(_) => {}
                 Inbound::Close(_) => self.closed = true,
             });
             match received {

@@ -6,6 +6,7 @@ use crate::handle::Handle;
 use crate::registry::Inserted;
 use crate::resume::Ticket;
 use crate::shared::Gateway;
+use crate::transport::Carrier;
 use chappe_protocol::close::CloseCode;
 use chappe_protocol::frame::{Hello, Role, Welcome};
 use chappe_protocol::id::{ConnectionId, DeviceId, Epoch, MailboxId, Seq, UserId};
@@ -36,7 +37,11 @@ struct Found {
 }
 
 /// Checks the token, attaches or resumes, takes the place in registry and presence.
-pub(crate) async fn attach(gateway: &Arc<Gateway>, hello: Hello) -> Result<Beginning, CloseCode> {
+pub(crate) async fn attach(
+    gateway: &Arc<Gateway>,
+    carrier: Carrier,
+    hello: Hello,
+) -> Result<Beginning, CloseCode> {
     let identity = gateway
         .verifier
         .check(&hello.token.0, &hello.device, &*gateway.world)
@@ -60,7 +65,7 @@ pub(crate) async fn attach(gateway: &Arc<Gateway>, hello: Hello) -> Result<Begin
     let device = &found.attached.device;
     let order = (device.epoch, found.connection, found.resumes);
     let head = found.attached.head;
-    let handle = Arc::new(Handle::new(mailbox, hello.device.clone(), hello.role, order, head));
+    let handle = Arc::new(Handle::new(mailbox, hello.device.clone(), (hello.role, carrier), order, head));
     let start = Start {
         role: hello.role,
         device: hello.device,

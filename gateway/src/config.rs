@@ -2,6 +2,7 @@
 
 use crate::auth::TokenVerifier;
 use crate::metrics::GatewayMetrics;
+use crate::quic::QuicDoor;
 use crate::transport::websocket::HandshakeLimits;
 use chappe_protocol::id::GatewayId;
 use chappe_protocol::internode::Doorbell;
@@ -49,6 +50,8 @@ pub struct Parts {
     pub verifier: Arc<TokenVerifier>,
     /// TLS; `None`: plain sockets.
     pub tls: Option<Arc<dyn TlsSource>>,
+    /// The UDP port for QUIC and WebTransport; `None`: WebSocket only.
+    pub quic: Option<QuicDoor>,
     /// Counters and gauges.
     pub metrics: Arc<GatewayMetrics>,
     /// Remembers for operators what was delivered.
@@ -101,10 +104,12 @@ pub struct GatewayConfig {
     pub resume_key: [u8; 32],
     /// A resume token is honoured for so long after its `Welcome`.
     pub resume_max: Millis,
-    /// TLS and WebSocket handshakes per second, sustained; what is beyond is closed before any work.
+    /// TLS, WebSocket and QUIC handshakes per second, sustained; what is beyond is closed before any work.
     pub handshakes_per_second: u32,
     /// Handshakes at once.
     pub handshakes_burst: u32,
+    /// While so many handshakes are under way, a QUIC client must prove its address before its own begins.
+    pub quic_unproven_max: usize,
     /// Sessions at once; beyond it a new one is told `GoAway{Shed}` and closed.
     pub sessions_max: usize,
     /// From the end of the handshake to the `Hello`.
@@ -141,6 +146,7 @@ impl GatewayConfig {
             resume_max: Millis::from_secs(300),
             handshakes_per_second: 2_000,
             handshakes_burst: 4_000,
+            quic_unproven_max: 64,
             sessions_max: 100_000,
             hello_timeout: Millis::from_secs(5),
             write_timeout: Millis::from_secs(20),

@@ -1,24 +1,21 @@
 //! What a connection knows and does beside its socket. **Invariant:** one read, one cursor write at a time; what a peer
 //! makes wait is bounded, because its socket is not read while it does.
 
+mod frames;
 mod leaving;
 
-use crate::auth::TokenError;
 use crate::connection::{End, Event, OUT_BYTES_MAX, queue_frame};
 use crate::handle::{Handle, Inbox};
-use crate::limits::{
-    Bucket, EPHEMERALS, FrameRate, Hit, Verdict, check_submit, limit_error, refresh_refused,
-};
+use crate::limits::{Bucket, FrameRate};
 use crate::reads::Span;
 use crate::shared::Gateway;
 use crate::submits::Submits;
 use crate::timers::Armed;
-use crate::transport::{Inbound, Transport, TransportError};
-use bytes::Bytes;
+use crate::transport::{Transport, TransportError};
 use chappe_protocol::close::CloseCode;
-use chappe_protocol::envelope::{Page, Sender};
-use chappe_protocol::frame::{ClientFrame, FrameError, Limits, Secret, ServerFrame, Submit, SubmitResult};
-use chappe_protocol::id::{Seq, SubmitId, UserId};
+use chappe_protocol::envelope::Page;
+use chappe_protocol::frame::{ServerFrame, SubmitResult};
+use chappe_protocol::id::{Seq, UserId};
 use chappe_protocol::session::{Action, Session};
 use chappe_protocol::time::{Millis, Time};
 use futures_util::FutureExt;
@@ -214,9 +211,10 @@ impl Core {
             });
         }
         if let Some(go_away) = inbox.go_away {
-            self.drained_at = Some(now + self.gateway.config.drain.grace);
+            let (go_away, grace) = *go_away;
+            self.drained_at = Some(now + grace);
             self.session.flush();
-            self.answers.push(ServerFrame::GoAway(*go_away));
+            self.answers.push(ServerFrame::GoAway(go_away));
         }
         if inbox.timer {
             self.armed.fired();
@@ -252,115 +250,6 @@ impl Core {
         self.peek.as_ref().map(|peek| (peek.idle_since + PEEK_LINGER).min(peek.until))
     }
 
-    /// One thing from the socket.
-    pub(crate) fn on_inbound(&mut self, inbound: Inbound<'_>) {
-        if self.ending.is_some() {
-            return;
-        }
-        match inbound {
-            Inbound::Message(message) => self.on_message(message),
-            Inbound::Control => {
-                self.session.handle_frame(self.now);
-                let _within = self.check_rate();
-            }
-            Inbound::Close(_) => self.ending = Some(End::Gone),
-        }
-    }
-
-    /// One frame of the client.
-    pub(crate) fn on_message(&mut self, message: &[u8]) {
-        let now = self.now;
-        self.session.handle_frame(now);
-        let too_fast = self.check_rate();
-        if let Some(peek) = &mut self.peek {
-            peek.idle_since = now;
-        }
-        match ClientFrame::decode(Bytes::copy_from_slice(message)) {
-            Ok(ClientFrame::Submit(submit)) => self.on_submit(submit, too_fast),
-            Ok(ClientFrame::Ack { upto }) => self.session.handle_ack(now, upto),
-            Ok(ClientFrame::Ping { nonce }) => self.session.handle_ping(now, nonce),
-            Ok(ClientFrame::Refresh { token }) if too_fast.is_none() => self.on_refresh(&token),
-            Ok(ClientFrame::Refresh { .. }) => self.answers.push(ServerFrame::Error(refresh_refused())),
-            Ok(ClientFrame::Hello(_)) => self.end(CloseCode::HelloExpected),
-            // From a newer client: ignored.
-            Err(FrameError::UnknownFrame) => {}
-            Err(FrameError::Garbage | FrameError::Field(_)) => self.end(CloseCode::BadFrame),
-        }
-    }
-
-    /// Counts a frame. `Some`: it came too fast; the first of an excess is told so at once. Signs of life, acks and pings
-    /// still count, since they cost nothing.
-    fn check_rate(&mut self) -> Option<Hit> {
-        let hit = |retry_after_ms| Hit { name: "frames_per_second_max", retry_after_ms };
-        match self.frames.on_frame(self.now, &self.gateway.config.session.limits) {
-            Verdict::Within => None,
-            Verdict::Warn { retry_after_ms } => {
-                self.refuse(hit(retry_after_ms), None);
-                Some(hit(retry_after_ms))
-            }
-            Verdict::Beyond { retry_after_ms } => Some(hit(retry_after_ms)),
-            Verdict::Close => {
-                self.end(CloseCode::RateLimited);
-                Some(hit(1000))
-            }
-        }
-    }
-
-    fn on_submit(&mut self, submit: Submit, too_fast: Option<Hit>) {
-        let config = &self.gateway.config;
-        let in_flight = self.submits.as_ref().map_or(0, |submits| submits.in_flight());
-        let limits: &Limits = &config.session.limits;
-        let mut hit = too_fast.or_else(|| check_submit(&submit, limits, in_flight).err());
-        if hit.is_none() && submit.ephemeral {
-            let (rate, burst) = (config.ephemerals_per_second, config.ephemerals_burst);
-            let taken = self.ephemerals.take(self.now, rate, burst);
-            hit = taken.err().map(|retry_after_ms| Hit { name: EPHEMERALS, retry_after_ms });
-        }
-        let now = self.now;
-        if let Some(hit) = hit {
-            self.refuse(hit, Some(submit.submit_id));
-            // It will come again: nothing that was sent behind it may overtake it.
-            if hit.retry_after_ms > 0 && !submit.ephemeral {
-                self.submits().owe(now, &submit);
-            }
-            return;
-        }
-        if !submit.ephemeral {
-            self.submits().admit(now, submit);
-            return;
-        }
-        let id = submit.submit_id;
-        if !self.submits().admit_ephemeral(submit) {
-            self.gateway.metrics.ephemerals_dropped_total.inc();
-            self.refuse(Hit { name: EPHEMERALS, retry_after_ms: 1000 }, Some(id));
-        }
-    }
-
-    fn submits(&mut self) -> &mut Submits {
-        self.submits.get_or_insert_with(|| {
-            let sender = Sender { user: self.user.clone(), device: self.handle.device.clone() };
-            Box::new(Submits::new(Arc::clone(&self.gateway), sender))
-        })
-    }
-
-    fn refuse(&mut self, hit: Hit, submit: Option<SubmitId>) {
-        self.gateway.metrics.limited_total.with_label_values(&[hit.name]).inc();
-        self.answers.push(ServerFrame::Error(limit_error(hit, submit)));
-    }
-
-    fn on_refresh(&mut self, token: &Secret) {
-        let wall = self.gateway.world.wall();
-        match self.gateway.verifier.verify(&token.0, &self.handle.device, wall) {
-            Ok(identity) if identity.user == self.user => {
-                self.valid_until = self.now + Millis(identity.valid_until.0.saturating_sub(wall.0));
-            }
-            Ok(_) | Err(TokenError::OtherDevice) => self.end(CloseCode::TokenInvalid),
-            Err(TokenError::Invalid | TokenError::Expired | TokenError::UnknownKey) => {
-                self.answers.push(ServerFrame::Error(refresh_refused()));
-            }
-        }
-    }
-
     /// Does all that can be done without waiting.
     pub(crate) fn pump<T: Transport>(&mut self, transport: &mut T) {
         loop {
@@ -392,10 +281,12 @@ impl Core {
     /// Answers wait for nothing, since what makes them is not read while much waits; what others send, best effort, may.
     fn answer<T: Transport>(&self, transport: &mut T, answer: &ServerFrame) {
         let whisper = matches!(answer, ServerFrame::Ephemeral { .. });
-        if whisper && transport.queued_bytes() >= OUT_BYTES_MAX {
+        if !whisper {
+            queue_frame(transport, answer);
+        } else if transport.queued_bytes() >= OUT_BYTES_MAX {
             self.gateway.metrics.ephemerals_dropped_total.inc();
         } else {
-            queue_frame(transport, answer);
+            transport.queue_lossy_with(&mut |out| answer.encode_into(out));
         }
     }
 

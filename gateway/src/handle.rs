@@ -1,11 +1,13 @@
 //! How the rest of the gateway reaches a connection's task: a small inbox and a waker.
 //! **Invariant:** an inbox is bounded in items and bytes; what does not fit is dropped except for the highest head.
 
+use crate::transport::Carrier;
 use chappe_protocol::close::CloseCode;
 use chappe_protocol::envelope::{DeviceFilter, Sender, Slot, Urgency};
 use chappe_protocol::frame::{GoAway, Role};
 use chappe_protocol::id::{ConnectionId, DeviceId, Epoch, GatewayId, MailboxId, Seq};
 use chappe_protocol::internode::DeviceNews;
+use chappe_protocol::time::Millis;
 use chappe_router::presence::Lease;
 use futures_util::task::AtomicWaker;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +24,7 @@ pub(crate) struct Handle {
     pub(crate) mailbox: MailboxId,
     pub(crate) device: DeviceId,
     pub(crate) role: Role,
+    pub(crate) carrier: Carrier,
     pub(crate) epoch: Epoch,
     pub(crate) connection: ConnectionId,
     pub(crate) resumes: u32,
@@ -51,7 +54,8 @@ pub(crate) struct Inbox {
     /// The newest session of this device, or its revocation.
     pub(crate) news: Option<Box<DeviceNews>>,
     pub(crate) timer: bool,
-    pub(crate) go_away: Option<Box<GoAway>>,
+    /// And how long it may stay.
+    pub(crate) go_away: Option<Box<(GoAway, Millis)>>,
     pub(crate) close: Option<CloseCode>,
     /// Drop the connection as it is.
     pub(crate) kill: bool,
@@ -78,7 +82,7 @@ impl Handle {
     pub(crate) fn new(
         mailbox: MailboxId,
         device: DeviceId,
-        role: Role,
+        (role, carrier): (Role, Carrier),
         (epoch, connection, resumes): (Epoch, ConnectionId, u32),
         head: Seq,
     ) -> Self {
@@ -86,6 +90,7 @@ impl Handle {
             mailbox,
             device,
             role,
+            carrier,
             epoch,
             connection,
             resumes,
@@ -171,8 +176,9 @@ impl Handle {
         self.tell(|inbox| inbox.timer = true);
     }
 
-    pub(crate) fn go_away(&self, go_away: GoAway) {
-        self.tell(|inbox| inbox.go_away = Some(Box::new(go_away)));
+    /// Asks for a move; the session is closed after `grace`.
+    pub(crate) fn go_away(&self, go_away: GoAway, grace: Millis) {
+        self.tell(|inbox| inbox.go_away = Some(Box::new((go_away, grace))));
     }
 
     /// Asks for a close; the first reason stays.
@@ -213,7 +219,7 @@ mod tests {
     fn handle() -> Handle {
         let device = DeviceId::new("phone").unwrap();
         let order = (Epoch(1), ConnectionId([1; 16]), 0);
-        Handle::new(MailboxId([1; 16]), device, Role::Main, order, Seq(0))
+        Handle::new(MailboxId([1; 16]), device, (Role::Main, Carrier::WebSocket), order, Seq(0))
     }
 
     fn slot(seq: u64, bytes: usize) -> Slot {

@@ -20,6 +20,7 @@ pub mod listen;
 pub mod metrics;
 mod probe;
 pub mod process;
+pub mod quic;
 mod reads;
 mod recent;
 mod registry;
@@ -67,12 +68,24 @@ where
         biased;
         () = serve(&gateway, incoming) => {}
         () = timers => {}
+        () = serve_quic(&gateway) => {}
         () = doorbells::run(&gateway, bells) => {}
         () = probe::heed(&gateway, alarms) => {}
         () = probe::run(&gateway) => {}
         () = probe::renew_leases(&gateway) => {}
         () = gateway.verifier.run(&*gateway.world, &gateway.metrics) => {}
     }
+    if let Some(door) = &gateway.quic {
+        door.close().await;
+    }
+}
+
+/// Takes QUIC handshakes for as long as the gateway runs.
+async fn serve_quic(gateway: &Arc<Gateway>) {
+    if let Some(door) = &gateway.quic {
+        door.serve(gateway).await;
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Accepts, then drains.

@@ -48,9 +48,9 @@ const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 
 metrics! {
     counters {
-        /// Sockets taken from the listener.
+        /// Sockets and QUIC handshakes taken from the listeners.
         accepted_total = "chappe_gateway_accepted_total";
-        /// Sockets closed before any work, by the admission bucket or the ceiling of connections.
+        /// Sockets and QUIC handshakes closed before any work, by the admission bucket or the ceiling of connections.
         refused_total = "chappe_gateway_refused_total";
         /// Handshakes that failed or took too long.
         handshake_failed_total = "chappe_gateway_handshake_failed_total";
@@ -74,6 +74,10 @@ metrics! {
         doorbell_payloads_dropped_total = "chappe_gateway_doorbell_payloads_dropped_total";
         /// Ephemeral payloads dropped because a session's inbox or socket was full.
         ephemerals_dropped_total = "chappe_gateway_ephemerals_dropped_total";
+        /// Datagrams of clients that held no ephemeral submit.
+        datagrams_ignored_total = "chappe_gateway_datagrams_ignored_total";
+        /// QUIC handshakes that were first asked to prove their address.
+        quic_retries_total = "chappe_gateway_quic_retries_total";
         /// Probes sent to routers.
         probes_total = "chappe_gateway_probes_total";
         /// Probes that got no answer.
@@ -90,6 +94,8 @@ metrics! {
     labelled {
         /// Connections closed by the gateway, by the reason's word.
         closed_total = "chappe_gateway_closed_total" by "reason";
+        /// Sessions welcomed, by carrier: websocket, quic, webtransport.
+        welcomed_total = "chappe_gateway_welcomed_total" by "carrier";
         /// Targets of submits answered, by outcome.
         outcomes_total = "chappe_gateway_outcomes_total" by "outcome";
         /// Frames and submits refused, by the name of the limit.
@@ -98,7 +104,7 @@ metrics! {
         token_key_fetches_total = "chappe_gateway_token_key_fetches_total" by "outcome";
     }
     gauges {
-        /// Sockets in TLS and WebSocket handshakes or waiting for their Hello.
+        /// Sockets in TLS, WebSocket and QUIC handshakes or waiting for their Hello.
         handshakes = "chappe_gateway_handshakes";
         /// Sessions, peeks included.
         sessions = "chappe_gateway_sessions";

@@ -1,7 +1,9 @@
 //! The process `gateway`. **Invariant:** the clients' port is bound last and closed first; it owns nothing that outlives it.
 
 use crate::listen::accepted;
-use crate::settings::{Door, DrainSettings, LimitsConfig, TlsConfig, TokenConfig, gateway_config};
+use crate::settings::{
+    Door, DrainSettings, LimitsConfig, QuicConfig, TlsConfig, TokenConfig, gateway_config,
+};
 use crate::{GatewayMetrics, Parts, TlsSource};
 use anyhow::Result;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -55,6 +57,8 @@ pub struct GatewaySettings {
     pub resume_key: PathBuf,
     /// Transport security.
     pub tls: TlsConfig,
+    /// QUIC and WebTransport.
+    pub quic: QuicConfig,
     /// How tokens are checked.
     pub token: TokenConfig,
     /// The bus.
@@ -81,6 +85,7 @@ impl Default for GatewaySettings {
             origins: Vec::new(),
             resume_key: PathBuf::new(),
             tls: TlsConfig::default(),
+            quic: QuicConfig::default(),
             token: TokenConfig::default(),
             nats: NatsSettings::default(),
             redis: RedisSettings::default(),
@@ -96,6 +101,7 @@ impl Settings for GatewaySettings {
     fn check(&self) -> Result<(), ConfigError> {
         let Self { listen, admin, ref tls, ref token, .. } = *self;
         Door { listen, admin, tls, token }.check(false)?;
+        self.quic.check()?;
         self.nats.check()?;
         self.cql.check()?;
         self.limits.check()?;
@@ -173,6 +179,9 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
     let id = GatewayId::random(world.as_ref());
     let config = gateway_config(id, resume_key, &settings.limits, &settings.drain, &settings.origins);
     let budget = config.drain.budget.to_std() + CLOSING;
+    let tls = tls.map(|tls| tls as Arc<dyn TlsSource>);
+    let clients = bind(settings.listen, "--set listen=…").await?;
+    let quic = settings.quic.open(clients.local_addr()?, tls.clone(), &resume_key)?;
     let own = Parts {
         world,
         store: Arc::clone(&parts.store),
@@ -181,11 +190,11 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
         bells: parts.bus.doorbells(id, BELLS_MAX).await?,
         alarms: parts.bus.alarms(),
         verifier: Arc::clone(&verifier),
-        tls: tls.map(|tls| tls as Arc<dyn TlsSource>),
+        tls,
+        quic,
         metrics: Arc::new(GatewayMetrics::new(&registry)?),
         traces: Arc::clone(&traces),
     };
-    let clients = bind(settings.listen, "--set listen=…").await?;
     tracing::info!(listen = %clients.local_addr()?, "a gateway serves");
     let (tasks, stop) = (TaskTracker::new(), signals.stop.clone());
     tasks.spawn(crate::run(config, own, accepted(clients).boxed(), stop));

@@ -133,12 +133,19 @@ fn behind(after: Option<MailboxId>) -> (Bound<MailboxId>, Bound<MailboxId>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::Carrier;
     use chappe_protocol::id::{DeviceId, Epoch};
 
     fn handle(device: &str, epoch: u64, connection: u8, role: Role) -> Arc<Handle> {
         let device = DeviceId::new(device).unwrap();
         let order = (Epoch(epoch), ConnectionId([connection; 16]), 0);
-        Arc::new(Handle::new(MailboxId([7; 16]), device, role, order, Seq(u64::from(connection))))
+        Arc::new(Handle::new(
+            MailboxId([7; 16]),
+            device,
+            (role, Carrier::WebSocket),
+            order,
+            Seq(u64::from(connection)),
+        ))
     }
 
     #[test]
@@ -148,7 +155,13 @@ mod tests {
         for mailbox in &mailboxes {
             let order = (Epoch(1), ConnectionId([1; 16]), 0);
             let device = DeviceId::new("phone").unwrap();
-            registry.insert(&Arc::new(Handle::new(*mailbox, device, Role::Main, order, Seq(1))));
+            registry.insert(&Arc::new(Handle::new(
+                *mailbox,
+                device,
+                (Role::Main, Carrier::WebSocket),
+                order,
+                Seq(1),
+            )));
         }
         let (mut probed, mut renewed) = (Vec::new(), Vec::new());
         let mut after = None;

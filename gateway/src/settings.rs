@@ -1,6 +1,7 @@
 //! Settings of a gateway's door: what `gateway` and `chappe serve` have in common.
 //! **Invariant:** whatever is set is read; what cannot work is refused before a port is bound.
 
+mod quic;
 mod token;
 
 use crate::{DrainConfig, GatewayConfig, TlsSource};
@@ -9,6 +10,7 @@ use chappe_node::tls::ReloadingTls;
 use chappe_protocol::id::GatewayId;
 use chappe_protocol::session::SessionConfig;
 use chappe_protocol::time::Millis;
+pub use quic::QuicConfig;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

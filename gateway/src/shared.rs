@@ -5,6 +5,7 @@ use crate::config::{GatewayConfig, Parts};
 use crate::cursors::Cursors;
 use crate::limits::Bucket;
 use crate::metrics::GatewayMetrics;
+use crate::quic::QuicDoor;
 use crate::reads::Reads;
 use crate::registry::Registry;
 use crate::resume::ResumeKey;
@@ -31,6 +32,7 @@ pub(crate) struct Gateway {
     pub(crate) presence: Arc<dyn Presence>,
     pub(crate) verifier: Arc<TokenVerifier>,
     pub(crate) tls: Option<Arc<dyn TlsSource>>,
+    pub(crate) quic: Option<QuicDoor>,
     pub(crate) metrics: Arc<GatewayMetrics>,
     pub(crate) traces: Arc<Traces>,
     pub(crate) resume: ResumeKey,
@@ -59,7 +61,8 @@ impl Gateway {
         parts: Parts,
         drain: CancellationToken,
     ) -> (Arc<Self>, mpsc::Receiver<Doorbell>, watch::Receiver<u64>) {
-        let Parts { world, store, links, presence, bells, alarms, verifier, tls, metrics, traces } = parts;
+        let Parts { world, store, links, presence, bells, alarms, verifier, tls, quic, metrics, traces } =
+            parts;
         let admission = Mutex::new(Bucket::full(world.now(), config.handshakes_burst));
         let gateway = Self {
             resume: ResumeKey::new(&config.resume_key),
@@ -72,6 +75,7 @@ impl Gateway {
             presence,
             verifier,
             tls,
+            quic,
             metrics,
             traces,
             registry: Registry::default(),

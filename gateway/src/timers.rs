@@ -109,6 +109,7 @@ impl Timers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::Carrier;
     use chappe_protocol::frame::Role;
     use chappe_protocol::id::{ConnectionId, DeviceId, Epoch, MailboxId, Seq};
     use std::task::Waker;
@@ -116,7 +117,7 @@ mod tests {
     fn handle() -> Arc<Handle> {
         let device = DeviceId::new("phone").unwrap();
         let order = (Epoch(1), ConnectionId([1; 16]), 0);
-        Arc::new(Handle::new(MailboxId([1; 16]), device, Role::Main, order, Seq(0)))
+        Arc::new(Handle::new(MailboxId([1; 16]), device, (Role::Main, Carrier::WebSocket), order, Seq(0)))
     }
 
     #[test]

@@ -16,6 +16,7 @@ use chappe_storage::slotlog::LogConfig;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use support::carrier::every_carrier;
 use support::client::{Client, In, device, submit_to};
 use support::{Cluster, FarPresence, Gateway};
 
@@ -28,7 +29,7 @@ async fn refused(gateway: &Gateway, hello: Hello) -> u16 {
     code
 }
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_revoked_device_neither_attaches_nor_resumes_nor_peeks() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -43,8 +44,9 @@ async fn a_revoked_device_neither_attaches_nor_resumes_nor_peeks() {
         assert_eq!(refused(&gateway, hello).await, 4501);
     }
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_ticket_of_an_older_session_does_not_resume() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -58,9 +60,10 @@ async fn a_ticket_of_an_older_session_does_not_resume() {
     assert!(!third.welcome().resumed);
     assert!(third.welcome().epoch > newer, "an epoch of its own");
 }
+}
 
+every_carrier! {
 /// Two attaches may have taken the same epoch: the greater connection is the newer.
-#[tokio::test(start_paused = true)]
 async fn a_ticket_of_the_lesser_of_two_sessions_with_one_epoch_does_not_resume() {
     let mut kept = None;
     let cluster = Cluster::over(LogConfig::default(), |world| {
@@ -79,8 +82,9 @@ async fn a_ticket_of_the_lesser_of_two_sessions_with_one_epoch_does_not_resume()
     assert!(!ben.welcome().resumed);
     assert!(ben.welcome().epoch > epoch);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn the_cursor_of_a_resume_counts_as_an_ack_and_is_written() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -96,6 +100,7 @@ async fn the_cursor_of_a_resume_counts_as_an_ack_and_is_written() {
     tokio::time::sleep(Duration::from_secs(6)).await;
     let stored = cluster.store.cursor(cluster.mailbox("ben").await, &device("phone")).await.unwrap();
     assert_eq!(stored, Seq(1));
+}
 }
 
 /// Presence that says of the next lease that a newer socket holds it.
@@ -120,7 +125,7 @@ impl Presence for Lost {
     }
 }
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_resume_that_does_not_get_the_lease_takes_a_new_epoch() {
     let mut cluster = Cluster::new();
     let lost = Arc::new(Lost { inner: cluster.presence.clone(), next: AtomicBool::new(false) });
@@ -136,8 +141,9 @@ async fn a_resume_that_does_not_get_the_lease_takes_a_new_epoch() {
     assert!(ben.welcome().epoch > epoch);
     assert!(!cluster.presence.is_empty(), "it can be rung");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn an_attach_that_was_overtaken_is_not_welcomed() {
     let mut cluster = Cluster::new();
     let far = Arc::new(FarPresence { inner: cluster.presence.clone(), lease_ms: AtomicU64::new(3000) });
@@ -155,8 +161,9 @@ async fn an_attach_that_was_overtaken_is_not_welcomed() {
     let pong = In::Frame(ServerFrame::Pong { nonce: 5, upto: Seq(0) });
     while quick.next().await != pong {}
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn what_is_committed_between_attach_and_lease_does_not_wait_for_a_probe() {
     let mut cluster = Cluster::new();
     let far = Arc::new(FarPresence { inner: cluster.presence.clone(), lease_ms: AtomicU64::new(0) });
@@ -174,8 +181,9 @@ async fn what_is_committed_between_attach_and_lease_does_not_wait_for_a_probe() 
     assert_eq!(ben.deliver().await.seq, Seq(1));
     assert!(cluster.world_now() - start < 3000, "as soon as the lease is taken");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn an_erased_user_comes_back_to_an_empty_mailbox() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -188,8 +196,9 @@ async fn an_erased_user_comes_back_to_an_empty_mailbox() {
     assert_ne!(ben.welcome().tag, before, "another mailbox");
     assert_eq!(ben.welcome().from, Seq(0));
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_peek_cannot_be_resumed() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -198,8 +207,9 @@ async fn a_peek_cannot_be_resumed() {
     let peek = Client::connect_with(&gateway, hello).await;
     assert!(peek.welcome().resume_token.is_empty());
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn whoever_wrote_to_an_erased_user_finds_the_new_mailbox() {
     let cluster = Cluster::new();
     let (one, two) = (cluster.gateway(1), cluster.gateway(2));
@@ -213,8 +223,9 @@ async fn whoever_wrote_to_an_erased_user_finds_the_new_mailbox() {
     assert_eq!(ada.outcome(submit_to(3, &["ben"], b"3")).await, Outcome::Accepted);
     assert_eq!(ben.deliver().await.payload[..], *b"3");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn an_attach_that_hangs_is_told_to_come_again() {
     let mut cluster = Cluster::new();
     let far = FarPresence { inner: cluster.presence.clone(), lease_ms: AtomicU64::new(1 << 40) };
@@ -223,4 +234,5 @@ async fn an_attach_that_hangs_is_told_to_come_again() {
     let start = cluster.world_now();
     assert_eq!(refused(&gateway, Client::hello(&cluster, "ben", "phone")).await, 3004);
     assert!((10_000..10_100).contains(&(cluster.world_now() - start)));
+}
 }

@@ -8,10 +8,11 @@ use chappe_protocol::id::{CursorTag, Seq, SubmitId};
 use chappe_protocol::internode::Outcome;
 use chappe_storage::slotlog::LogConfig;
 use std::sync::atomic::Ordering;
+use support::carrier::every_carrier;
 use support::client::{Client, In, device, submit_to};
 use support::{Cluster, session};
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn the_first_message_arrives() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -30,8 +31,9 @@ async fn the_first_message_arrives() {
     let stored = cluster.store.cursor(cluster.mailbox("ben").await, &device("phone")).await.unwrap();
     assert_eq!(stored, Seq(1), "the cursor is written within five seconds");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn what_was_sent_while_away_comes_first_and_in_order() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -59,8 +61,9 @@ async fn what_was_sent_while_away_comes_first_and_in_order() {
     }
     assert_eq!(ben.next().await, In::Frame(ServerFrame::BacklogEnd { upto: Seq(100) }));
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_device_resumes_on_another_gateway_without_a_new_epoch() {
     let cluster = Cluster::new();
     let (one, two) = (cluster.gateway(1), cluster.gateway(2));
@@ -82,8 +85,9 @@ async fn a_device_resumes_on_another_gateway_without_a_new_epoch() {
     old.token.0 = cluster.token("ben", "phone");
     assert!(!Client::connect_with(&one, old).await.welcome().resumed);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn the_newer_connection_takes_over_here_and_elsewhere() {
     let cluster = Cluster::new();
     let (one, two) = (cluster.gateway(1), cluster.gateway(2));
@@ -102,8 +106,9 @@ async fn the_newer_connection_takes_over_here_and_elsewhere() {
     assert_eq!(fourth.deliver().await.seq, Seq(1));
     assert_eq!(third.next().await, In::End, "nothing after the close");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn with_every_doorbell_lost_the_probe_delivers_and_supersedes() {
     let cluster = Cluster::new();
     let (one, two) = (cluster.gateway(1), cluster.gateway(2));
@@ -120,6 +125,7 @@ async fn with_every_doorbell_lost_the_probe_delivers_and_supersedes() {
     let _newer = Client::connect(&cluster, &two, "ben", "phone").await;
     let code = keep_alive(&mut ben, |_| false).await;
     assert_eq!(code, Some(4409));
+}
 }
 
 /// Pings until a frame passes (`None`) or the connection closes.
@@ -138,7 +144,7 @@ async fn keep_alive(client: &mut Client, until: impl Fn(&ServerFrame) -> bool) -
     panic!("nothing within five minutes")
 }
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn outcomes_are_told_per_target() {
     let cluster = Cluster::with(LogConfig { slots_max: 2, ..LogConfig::default() });
     let gateway = cluster.gateway(1);
@@ -156,8 +162,9 @@ async fn outcomes_are_told_per_target() {
     let head = cluster.store.head(cluster.mailbox("ben").await, true).await.unwrap();
     assert_eq!(head, Seq(2));
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn behind_an_unknown_entry_nothing_is_attempted_until_it_comes_again() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -185,8 +192,9 @@ async fn behind_an_unknown_entry_nothing_is_attempted_until_it_comes_again() {
         assert_eq!(ben.deliver().await.payload[..], [id]);
     }
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn an_ephemeral_reaches_who_is_attached_and_is_not_stored() {
     let cluster = Cluster::new();
     let (one, two) = (cluster.gateway(1), cluster.gateway(2));
@@ -205,8 +213,9 @@ async fn an_ephemeral_reaches_who_is_attached_and_is_not_stored() {
     let head = cluster.store.head(cluster.mailbox("ben").await, true).await.unwrap();
     assert_eq!(head, Seq(0));
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_peek_reads_and_submits_beside_the_main_session() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -225,8 +234,9 @@ async fn a_peek_reads_and_submits_beside_the_main_session() {
     let pong = In::Frame(ServerFrame::Pong { nonce: 1, upto: Seq(1) });
     while main.next().await != pong {}
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_cursor_of_another_place_is_refused_or_told() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -241,8 +251,9 @@ async fn a_cursor_of_another_place_is_refused_or_told() {
     let In::Frame(ServerFrame::Truncated { why, .. }) = foreign.next().await else { panic!("not told") };
     assert_eq!(why, TruncatedReason::ForeignCursor);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_slow_reader_holds_up_nobody_and_costs_a_bounded_amount() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| {
@@ -269,8 +280,9 @@ async fn a_slow_reader_holds_up_nobody_and_costs_a_bounded_amount() {
     }
     assert_eq!(seqs, (1..=40).collect::<Vec<_>>(), "and gets everything once it reads");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_retry_through_another_gateway_is_the_same_slot() {
     let cluster = Cluster::new();
     let (one, two) = (cluster.gateway(1), cluster.gateway(2));
@@ -287,8 +299,9 @@ async fn a_retry_through_another_gateway_is_the_same_slot() {
     assert_eq!(ben.deliver().await.payload[..], *b"y");
     assert_eq!(second.submit_id, SubmitId([1; 16]));
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_slow_phone_that_takes_what_is_sent_is_left_alone() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| {
@@ -319,8 +332,9 @@ async fn a_slow_phone_that_takes_what_is_sent_is_left_alone() {
     }
     assert_eq!(taken, 2);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn whispers_to_a_slow_reader_are_dropped_beyond_its_out_buffer() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -339,4 +353,5 @@ async fn whispers_to_a_slow_reader_are_dropped_beyond_its_out_buffer() {
     }
     // 32 KiB of pipe, 64 KiB of out buffer.
     assert!((20..=30).contains(&heard), "{heard} of 200 waited for a reader that took none");
+}
 }

@@ -12,10 +12,11 @@ use chappe_protocol::time::Millis;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use support::carrier::every_carrier;
 use support::client::{Client, In, submit_to};
 use support::{Cluster, FarPresence, sign};
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn bad_tokens_are_told_apart_and_cost_nobody_else_anything() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -40,8 +41,9 @@ async fn bad_tokens_are_told_apart_and_cost_nobody_else_anything() {
     assert_eq!(cluster.store.user(&user).await.unwrap(), None, "no user was made of a bad token");
     Client::connect(&cluster, &gateway, "ben", "phone").await;
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_connection_begins_with_a_hello_in_time() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -65,8 +67,9 @@ async fn a_connection_begins_with_a_hello_in_time() {
     ahead.ack(7).await;
     assert_eq!(ahead.closed().await, 3503);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_half_open_connection_is_found() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -81,8 +84,9 @@ async fn a_half_open_connection_is_found() {
     assert_eq!(ben.closed().await, 3002, "something un-acked and no frame");
     assert!((20_000..20_100).contains(&(cluster.world_now() - before)));
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_reader_that_takes_nothing_is_closed() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -100,8 +104,9 @@ async fn a_reader_that_takes_nothing_is_closed() {
     let acks = gateway.metrics.closed_total.with_label_values(&["ack_timeout"]).get();
     assert_eq!(reasons + acks, 1);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_flood_is_warned_and_then_closed() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -120,8 +125,9 @@ async fn a_flood_is_warned_and_then_closed() {
     let warning = warning.expect("a warning before the close");
     assert_eq!((&warning.limit_name[..], warning.retryable), ("frames_per_second_max", true));
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn limits_of_a_submit_are_named() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -151,8 +157,9 @@ async fn limits_of_a_submit_are_named() {
     }
     assert_eq!(ada.outcome(submit_to(4, &["ada"], &vec![0; 96 * 1024])).await, Outcome::Accepted);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_token_ends_its_connection_unless_refreshed() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -183,8 +190,9 @@ async fn a_token_ends_its_connection_unless_refreshed() {
     ben.send(&ClientFrame::Refresh { token: short("eve", 100) }).await;
     assert_eq!(ben.closed().await, 4500, "another user's token");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_drain_tells_everybody_at_a_pace_and_ends_within_its_budget() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| {
@@ -218,8 +226,9 @@ async fn a_drain_tells_everybody_at_a_pace_and_ends_within_its_budget() {
     assert_eq!(cluster.store.cursor(mailbox, &phone).await.unwrap(), Seq(1), "cursors were written");
     assert!(cluster.presence.is_empty(), "leases were given up");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn beyond_its_ceiling_a_gateway_sends_newcomers_away() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| config.sessions_max = 1);
@@ -233,8 +242,9 @@ async fn beyond_its_ceiling_a_gateway_sends_newcomers_away() {
     let pong = In::Frame(ServerFrame::Pong { nonce: 3, upto: Seq(0) });
     while ben.next().await != pong {}
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn the_admission_bucket_closes_before_any_work() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| {
@@ -249,8 +259,9 @@ async fn the_admission_bucket_closes_before_any_work() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     Client::connect(&cluster, &gateway, "cara", "phone").await;
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn dropping_the_gateway_drops_every_connection() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -264,8 +275,9 @@ async fn dropping_the_gateway_drops_every_connection() {
         }
     }
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_session_that_ends_while_its_lease_is_renewed_leaves_none_behind() {
     let mut cluster = Cluster::new();
     let far = Arc::new(FarPresence { inner: cluster.presence.clone(), lease_ms: AtomicU64::new(0) });
@@ -278,4 +290,5 @@ async fn a_session_that_ends_while_its_lease_is_renewed_leaves_none_behind() {
     drop(ben);
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert!(cluster.presence.is_empty(), "nobody is here");
+}
 }

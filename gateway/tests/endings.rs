@@ -19,6 +19,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
+use support::carrier::every_carrier;
 use support::client::{Client, In, device, submit_to};
 use support::{Cluster, Gateway};
 
@@ -41,7 +42,7 @@ impl Presence for Hanging {
     }
 }
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_presence_that_hangs_does_not_keep_the_end_of_a_connection() {
     let mut cluster = Cluster::new();
     cluster.leases = Arc::new(Hanging(cluster.presence.clone()));
@@ -51,8 +52,9 @@ async fn a_presence_that_hangs_does_not_keep_the_end_of_a_connection() {
     drop(gateway.door);
     tokio::time::timeout(FINISHED, gateway.task).await.expect("its connection has ended").unwrap();
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_store_that_hangs_does_not_keep_the_end_of_a_connection() {
     let faults = Faults { delay_ms_max: 1 << 40, unavailable: 0, lost_reply: 0, late: 0, stale: 0 };
     let mut faulty = None;
@@ -72,8 +74,9 @@ async fn a_store_that_hangs_does_not_keep_the_end_of_a_connection() {
     drop((ben, ada, gateway.door));
     tokio::time::timeout(FINISHED, gateway.task).await.expect("its connections have ended").unwrap();
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_peer_that_takes_nothing_does_not_keep_a_drain() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -85,8 +88,9 @@ async fn a_peer_that_takes_nothing_does_not_keep_a_drain() {
     gateway.drain.cancel();
     tokio::time::timeout(FINISHED, gateway.task).await.expect("long before the budget is used up").unwrap();
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn what_was_acked_last_is_written_when_the_connection_ends() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -100,8 +104,9 @@ async fn what_was_acked_last_is_written_when_the_connection_ends() {
     let stored = cluster.store.cursor(cluster.mailbox("ben").await, &device("phone")).await.unwrap();
     assert_eq!(stored, Seq(1));
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_drain_does_not_outlast_its_budget_whatever_its_sessions_do() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| config.drain.grace = Millis::from_secs(3600));
@@ -110,6 +115,7 @@ async fn a_drain_does_not_outlast_its_budget_whatever_its_sessions_do() {
     let budget = Duration::from_secs(26);
     tokio::time::timeout(budget, gateway.task).await.expect("25 s are its budget").unwrap();
     while ben.next().await != In::End {}
+}
 }
 
 type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -137,18 +143,18 @@ impl Presence for Ambush {
     }
 }
 
+every_carrier! {
 /// On another thread the drain may count the sessions after this one has its lease and before it stands in the registry.
-#[tokio::test(start_paused = true)]
 async fn a_session_that_enters_while_a_drain_starts_is_told_and_closed() {
     let mut cluster = Cluster::new();
     let ambush = Arc::new(Ambush { inner: cluster.presence.clone(), meanwhile: Mutex::default() });
     cluster.leases = ambush.clone();
-    let (door, drain, metrics, running) = cluster.unstarted(1, |_| {});
+    let (door, udp, drain, metrics, running) = cluster.unstarted(1, |_| {});
     let running: Arc<Mutex<Running>> = Arc::new(Mutex::new(Box::pin(running)));
     let ours = running.clone();
     #[allow(clippy::disallowed_methods)] // waited for below
     let task = tokio::spawn(poll_fn(move |cx| ours.lock().unwrap().as_mut().poll(cx)));
-    let gateway = Gateway { door, drain: drain.clone(), task, metrics };
+    let gateway = Gateway { door, net: cluster.net.clone(), udp, drain: drain.clone(), task, metrics };
     *ambush.meanwhile.lock().unwrap() = Some(Box::new(move || {
         drain.cancel();
         // The drain starts here and now, and finds no session; its own task goes on with it later.
@@ -166,4 +172,5 @@ async fn a_session_that_enters_while_a_drain_starts_is_told_and_closed() {
     drop(ben);
     tokio::time::timeout(FINISHED, gateway.task).await.expect("nobody was left behind").unwrap();
     assert!(cluster.presence.is_empty(), "its lease was given up");
+}
 }

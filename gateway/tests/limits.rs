@@ -10,6 +10,7 @@ use chappe_protocol::id::{Seq, SubmitId};
 use chappe_protocol::internode::Outcome;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use support::carrier::every_carrier;
 use support::client::{Client, In, submit_to};
 use support::{Cluster, session};
 
@@ -29,7 +30,7 @@ fn whisper(id: u8) -> Submit {
     Submit { ephemeral: true, ..submit_to(id, &["ben"], b"typing") }
 }
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn ephemerals_have_a_rate_of_their_own() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -46,8 +47,9 @@ async fn ephemerals_have_a_rate_of_their_own() {
     assert!(refusals.iter().all(|error| error.limit_name == "ephemerals_per_second_max" && error.retryable));
     assert_eq!(ada.outcome(submit_to(99, &["ben"], b"x")).await, Outcome::Accepted, "others go on");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn few_ephemerals_are_under_way_at_once() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -60,8 +62,9 @@ async fn few_ephemerals_are_under_way_at_once() {
     let error = answer(&mut ada, SubmitId([16; 16])).await.expect_err("16 hang already");
     assert_eq!((&error.limit_name[..], error.retry_after_ms), ("ephemerals_per_second_max", 1000));
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_submit_that_comes_too_fast_is_refused_and_not_overtaken() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| {
@@ -85,9 +88,10 @@ async fn a_submit_that_comes_too_fast_is_refused_and_not_overtaken() {
         assert_eq!(ada.outcome(Submit { attempt: 2, ..submit }).await, Outcome::Accepted);
     }
 }
+}
 
+every_carrier! {
 /// More undecided envelopes than can be kept in order: what is on its way must not be served, so the socket goes.
-#[tokio::test(start_paused = true)]
 async fn whoever_has_too_much_undecided_begins_anew() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| {
@@ -110,6 +114,7 @@ async fn whoever_has_too_much_undecided_begins_anew() {
         }
     }
 }
+}
 
 /// Sends until the gateway takes no more for a second; how many frames it took.
 async fn taken(client: &mut Client, frames: impl Iterator<Item = Submit>) -> usize {
@@ -125,7 +130,7 @@ async fn taken(client: &mut Client, frames: impl Iterator<Item = Submit>) -> usi
     count
 }
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_socket_is_not_read_while_much_of_it_is_in_work() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| config.submit_bytes_max = 100_000);
@@ -136,8 +141,9 @@ async fn a_socket_is_not_read_while_much_of_it_is_in_work() {
     let count = taken(&mut ada, frames).await;
     assert!((2..=3).contains(&count), "{count} of 20: two in work, and what the pipe holds");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_socket_is_not_read_while_its_own_answers_wait() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| {
@@ -153,8 +159,9 @@ async fn a_socket_is_not_read_while_its_own_answers_wait() {
     // Nobody takes the answers: 32 KiB of pipe each way, 64 KiB of out buffer, and what was in work then.
     assert!(count < 100, "{count} of 256 were read");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn sockets_beyond_the_headroom_are_closed_before_any_work() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| config.sessions_max = 1);
@@ -165,4 +172,5 @@ async fn sockets_beyond_the_headroom_are_closed_before_any_work() {
     let mut beyond = gateway.knock().await;
     assert!(tokio::io::AsyncReadExt::read_u8(&mut beyond).await.is_err(), "closed without a byte");
     assert_eq!(gateway.metrics.refused_total.get(), 1);
+}
 }

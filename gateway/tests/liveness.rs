@@ -16,6 +16,7 @@ use chappe_router::presence::{Lease, Presence};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use support::Cluster;
+use support::carrier::every_carrier;
 use support::client::{Client, In, device, submit_to};
 
 /// Pings every five seconds for so many seconds, until `want` is seen.
@@ -37,7 +38,7 @@ fn is_deliver(event: &In) -> bool {
     matches!(event, In::Frame(ServerFrame::Deliver(_)))
 }
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_slot_that_nobody_noted_is_found_by_the_outright_read() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -49,8 +50,9 @@ async fn a_slot_that_nobody_noted_is_found_by_the_outright_read() {
     cluster.store.append(cluster.mailbox("ben").await, &[entry], None).await.unwrap();
     assert!(sees(&mut ben, 900, is_deliver).await, "within 10 min and a third");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn every_mailbox_is_probed_however_many_there_are() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| config.probe_every = Millis::from_secs(15));
@@ -69,8 +71,9 @@ async fn every_mailbox_is_probed_however_many_there_are() {
         client.ack(1).await;
     }
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn without_bells_and_probes_the_lease_ends_the_older_socket() {
     let cluster = Cluster::new();
     let rarely = |config: &mut chappe_gateway::GatewayConfig| config.probe_every = Millis::from_secs(86_400);
@@ -79,6 +82,7 @@ async fn without_bells_and_probes_the_lease_ends_the_older_socket() {
     let mut older = Client::connect(&cluster, &one, "ben", "phone").await;
     let _newer = Client::connect(&cluster, &two, "ben", "phone").await;
     assert!(sees(&mut older, 30, |event| *event == In::Close(4409)).await, "leases are renewed every 20 s");
+}
 }
 
 /// Presence that grants every lease, as one that has lost its memory does.
@@ -98,7 +102,7 @@ impl Presence for Generous {
     }
 }
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn without_bells_and_leases_the_probe_ends_the_older_socket() {
     let mut cluster = Cluster::new();
     cluster.leases = Arc::new(Generous(cluster.presence.clone()));
@@ -108,8 +112,9 @@ async fn without_bells_and_leases_the_probe_ends_the_older_socket() {
     let _newer = Client::connect(&cluster, &two, "ben", "phone").await;
     assert!(sees(&mut older, 65, |event| *event == In::Close(4409)).await, "within one probe");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_gateway_that_was_paused_probes_at_once() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| config.probe_every = Millis::from_secs(86_400));
@@ -121,8 +126,9 @@ async fn a_gateway_that_was_paused_probes_at_once() {
     tokio::time::advance(std::time::Duration::from_secs(40)).await;
     assert!(sees(&mut ben, 5, is_deliver).await);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn who_stays_attached_can_be_rung_for_as_long() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| config.probe_every = Millis::from_secs(86_400));
@@ -132,8 +138,9 @@ async fn who_stays_attached_can_be_rung_for_as_long() {
     assert_eq!(ada.outcome(submit_to(1, &["ben"], b"x")).await, Outcome::Accepted);
     assert!(sees(&mut ben, 5, is_deliver).await, "by its doorbell, at once");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_whisper_is_heard_by_the_devices_that_it_names() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -148,8 +155,9 @@ async fn a_whisper_is_heard_by_the_devices_that_it_names() {
     assert!(sees(&mut phone, 5, is_whisper).await);
     assert!(!sees(&mut laptop, 60, is_whisper).await);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn without_bells_the_probe_ends_the_session_of_an_erased_user() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -159,8 +167,9 @@ async fn without_bells_the_probe_ends_the_session_of_an_erased_user() {
     let ended = In::Close(CloseCode::UserErased.code());
     assert!(sees(&mut ben, 65, |event| *event == ended).await, "within one probe");
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_bus_that_may_have_lost_doorbells_makes_the_gateway_probe_at_once() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| config.probe_every = Millis::from_secs(86_400));
@@ -171,4 +180,5 @@ async fn a_bus_that_may_have_lost_doorbells_makes_the_gateway_probe_at_once() {
     assert!(!sees(&mut ben, 60, is_deliver).await);
     cluster.alarms.send_modify(|alarms| *alarms += 1);
     assert!(sees(&mut ben, 5, is_deliver).await);
+}
 }

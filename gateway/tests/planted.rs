@@ -11,6 +11,7 @@ use chappe_protocol::id::Seq;
 use chappe_protocol::internode::Outcome;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use support::carrier::every_carrier;
 use support::client::{Client, In, device, submit_to};
 use support::{Cluster, Gateway};
 
@@ -91,28 +92,32 @@ async fn what_was_not_acked_comes_again(bug: Option<Bug>) -> bool {
     again
 }
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn delivering_to_the_wrong_device_is_noticed() {
     assert!(only_the_named_device_gets_it(None).await);
     assert!(!only_the_named_device_gets_it(Some(Bug::DeliverToWrongDevice)).await);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn skipping_probes_is_noticed() {
     assert!(a_lost_doorbell_is_made_good(None).await);
     assert!(!a_lost_doorbell_is_made_good(Some(Bug::SkipProbe)).await);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn ignoring_a_newer_session_is_noticed() {
     for deaf in [false, true] {
         assert!(the_older_socket_is_closed(None, deaf).await);
         assert!(!the_older_socket_is_closed(Some(Bug::IgnoreSupersede), deaf).await);
     }
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn acking_in_the_name_of_the_device_is_noticed() {
     assert!(what_was_not_acked_comes_again(None).await);
     assert!(!what_was_not_acked_comes_again(Some(Bug::AckOnSend)).await);
+}
 }

@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use support::Cluster;
+use support::carrier::every_carrier;
 use support::client::{Client, In, code, device, submit_to};
 
 const REVOKED: u16 = 4501;
@@ -71,7 +72,7 @@ async fn settle() {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_revoked_device_is_out_at_once_and_stays_out_everywhere() {
     let cluster = Cluster::new();
     let (one, two) = (cluster.gateway(1), cluster.gateway(2));
@@ -90,9 +91,10 @@ async fn a_revoked_device_is_out_at_once_and_stays_out_everywhere() {
     laptop.send(&ClientFrame::Ping { nonce: 1 }).await;
     while laptop.next().await != In::Frame(ServerFrame::Pong { nonce: 1, upto: Seq(0) }) {}
 }
+}
 
+every_carrier! {
 /// The bus loses doorbells; then it is not there at all.
-#[tokio::test(start_paused = true)]
 async fn without_its_doorbell_and_without_a_bus_a_revoked_device_is_out_within_a_minute() {
     for cut in [false, true] {
         // Wherever in the rhythm of the probes it falls.
@@ -117,8 +119,9 @@ async fn without_its_doorbell_and_without_a_bus_a_revoked_device_is_out_within_a
         }
     }
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn without_a_bus_the_session_of_an_erased_user_ends_within_a_minute() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -132,8 +135,9 @@ async fn without_a_bus_the_session_of_an_erased_user_ends_within_a_minute() {
     assert_eq!(closed(&mut ben).await, 4503);
     assert!(cluster.world_now() - before <= 60_000);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn without_a_bus_what_was_committed_is_found_all_the_same() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -157,8 +161,9 @@ async fn without_a_bus_what_was_committed_is_found_all_the_same() {
     assert_eq!(found, Seq(1));
     assert!(gateway.metrics.probes_alone_total.get() > 0);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn a_barred_user_is_out_with_all_devices_and_with_those_that_never_were_here() {
     for cut in [false, true] {
         let cluster = Cluster::new();
@@ -187,8 +192,9 @@ async fn a_barred_user_is_out_with_all_devices_and_with_those_that_never_were_he
         assert_eq!(revoke_user(&cluster, "ben").await, StatusCode::OK, "twice is once");
     }
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn an_erased_user_can_be_barred_and_a_stranger_cannot() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -203,8 +209,9 @@ async fn an_erased_user_can_be_barred_and_a_stranger_cannot() {
     let one_device = serde_json::json!({ "user": "ben", "device": "phone" });
     assert_eq!(operate(&cluster, "/v1/users/revoke", one_device).await, StatusCode::BAD_REQUEST);
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn nobody_attaches_as_the_device_that_stands_for_all() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -212,9 +219,10 @@ async fn nobody_attaches_as_the_device_that_stands_for_all() {
     assert_eq!(code(&gateway, Client::hello(&cluster, "ben", name.as_str())).await, REVOKED);
     assert_eq!(code(&gateway, Client::hello(&cluster, "ben", "phone")).await, 0, "and bars nobody by it");
 }
+}
 
+every_carrier! {
 /// A peek has no lease to ring: it ends by itself, however busy it is.
-#[tokio::test(start_paused = true)]
 async fn a_peek_of_a_revoked_device_that_goes_on_submitting_is_out_within_a_minute() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway(1);
@@ -243,12 +251,14 @@ async fn a_peek_of_a_revoked_device_that_goes_on_submitting_is_out_within_a_minu
         REVOKED
     );
 }
+}
 
-#[tokio::test(start_paused = true)]
+every_carrier! {
 async fn the_store_itself_keeps_the_barred_out() {
     let cluster = Cluster::new();
     let user = cluster.store.create_user(&UserId::new("ben").unwrap()).await.unwrap();
     chappe_storage::bar(&*cluster.store, user.mailbox).await.unwrap();
     let glanced = cluster.store.glance(user.mailbox, &device("phone"), None).await;
     assert_eq!(glanced, Err(StoreError::Revoked));
+}
 }

@@ -89,6 +89,12 @@ pub fn read_secret(path: &Path, key: &str) -> Result<String, ConfigError> {
     Ok(text.trim().to_owned())
 }
 
+/// One variable of the process's environment that others set; `None`: it is not set, empty or no UTF-8.
+pub fn variable(name: &str) -> Option<String> {
+    #[allow(clippy::disallowed_methods, reason = "configuration is the one place that reads the environment")]
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// The variables of the process's environment that begin with `CHAPPE_`.
 pub fn environment() -> Vec<(String, String)> {
     let ours = |name: &String| name.starts_with("CHAPPE_") && !name.starts_with("CHAPPE_TEST_");

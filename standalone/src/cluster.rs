@@ -2,6 +2,7 @@
 //! the links and the presence, as they would on many machines.
 
 use anyhow::Result;
+use chappe_gateway::quic::QuicDoor;
 use chappe_gateway::{GatewayConfig, GatewayMetrics, Incoming, Parts, TlsSource, TokenVerifier};
 use chappe_protocol::internode::Doorbell;
 use chappe_protocol::world::World;
@@ -21,6 +22,21 @@ use tokio_util::sync::CancellationToken;
 const LEASES_MAX: usize = 1_000_000;
 /// Doorbells that wait for a gateway at most.
 const BELLS_MAX: usize = 16_384;
+
+/// What a gateway's ports need beside the sockets of its TCP port.
+#[derive(Default)]
+pub struct Doors {
+    /// TLS; `None`: plain sockets.
+    pub tls: Option<Arc<dyn TlsSource>>,
+    /// The UDP port; `None`: WebSocket only.
+    pub quic: Option<QuicDoor>,
+}
+
+impl std::fmt::Debug for Doors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Doors").field("quic", &self.quic).finish_non_exhaustive()
+    }
+}
 
 /// The roles of one process.
 #[derive(Clone)]
@@ -87,7 +103,7 @@ impl Cluster {
         &self,
         config: GatewayConfig,
         verifier: Arc<TokenVerifier>,
-        tls: Option<Arc<dyn TlsSource>>,
+        doors: Doors,
         incoming: S,
         drain: CancellationToken,
     ) where
@@ -104,7 +120,8 @@ impl Cluster {
             bells,
             alarms: watch::channel(0).1,
             verifier,
-            tls,
+            tls: doors.tls,
+            quic: doors.quic,
             metrics: Arc::clone(&self.gateway_metrics),
             traces: Arc::clone(&self.traces),
         };

@@ -1,6 +1,6 @@
 //! Settings of `chappe serve`. **Invariant:** whatever is set is read; what cannot work is refused before a port is bound.
 
-use chappe_gateway::settings::{Door, DrainSettings, LimitsConfig, TlsConfig, TokenConfig};
+use chappe_gateway::settings::{Door, DrainSettings, LimitsConfig, QuicConfig, TlsConfig, TokenConfig};
 use chappe_node::config::{ConfigError, between};
 use chappe_node::telemetry::LogConfig;
 use chappe_router::settings::QuotaConfig;
@@ -22,6 +22,8 @@ pub struct ServeConfig {
     pub origins: Vec<String>,
     /// Transport security.
     pub tls: TlsConfig,
+    /// QUIC and WebTransport.
+    pub quic: QuicConfig,
     /// How tokens are checked.
     pub token: TokenConfig,
     /// What a client may do.
@@ -52,6 +54,7 @@ impl Default for ServeConfig {
             data: "chappe-data".into(),
             origins: Vec::new(),
             tls: TlsConfig::default(),
+            quic: QuicConfig::default(),
             token: TokenConfig::default(),
             limits: LimitsConfig::default(),
             quota: QuotaConfig::default(),
@@ -81,6 +84,7 @@ impl ServeConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         let Self { listen, admin, ref tls, ref token, .. } = *self;
         Door { listen, admin, tls, token }.check(true)?;
+        self.quic.check()?;
         self.limits.check()?;
         self.quota.check()?;
         between("store.cache_mib", self.store.cache_mib, 1, 1 << 20)?;

@@ -1,10 +1,11 @@
 //! `chappe serve`: every role in one process, on the embedded store. **Invariant:** the ports are bound last, and closed first.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Doors};
 use crate::config::ServeConfig;
 use crate::development::DataDir;
 use anyhow::Result;
 use chappe_gateway::listen::accepted;
+use chappe_gateway::quic::QuicDoor;
 use chappe_gateway::settings::gateway_config;
 use chappe_gateway::{TlsSource, TokenVerifier};
 use chappe_node::admin::Admin;
@@ -45,6 +46,7 @@ pub struct Server {
     registry: Registry,
     verifier: Arc<TokenVerifier>,
     tls: Option<Arc<ReloadingTls>>,
+    quic: Option<QuicDoor>,
     resume_key: [u8; 32],
 }
 
@@ -67,6 +69,8 @@ impl Server {
         let traces = cluster.traces();
         let operations = Operations { store, links, traces, token };
         let clients = bind(config.listen, "--listen").await?;
+        let serving = tls.clone().map(|tls| tls as Arc<dyn TlsSource>);
+        let quic = config.quic.open(clients.local_addr()?, serving, &resume_key)?;
         let admin = bind(config.admin, "--admin").await?;
         Ok(Self {
             config,
@@ -79,6 +83,7 @@ impl Server {
             registry,
             verifier,
             tls,
+            quic,
             resume_key,
         })
     }
@@ -121,7 +126,8 @@ impl Server {
         let (cluster, stop) = (self.cluster.clone(), signals.stop.clone());
         let (clients, checking) = (self.clients, self.verifier);
         tasks.spawn(async move {
-            cluster.run_gateway(config, checking, tls, accepted(clients).boxed(), stop).await;
+            let doors = Doors { tls, quic: self.quic };
+            cluster.run_gateway(config, checking, doors, accepted(clients).boxed(), stop).await;
         });
 
         if signals.stop.run_until_cancelled(verifier.has_keys()).await.is_some() {

@@ -4,6 +4,7 @@
 use std::io;
 use std::task::{Context, Poll};
 
+pub mod quic;
 mod scratch;
 pub mod websocket;
 
@@ -12,17 +13,50 @@ pub mod websocket;
 pub enum Inbound<'a> {
     /// One whole binary message: one frame of the protocol.
     Message(&'a [u8]),
+    /// One frame that came beside the stream, perhaps out of order: only what may be lost is served.
+    Datagram(&'a [u8]),
     /// A ping or pong of the carrier: proof of life and nothing else. A pong is already queued where one is due.
     Control,
     /// The peer says goodbye, with its code if it gave one. The answer is already queued; nothing follows.
     Close(Option<u16>),
 }
 
+/// What a session's frames travel on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// RFC 6455 over TCP.
+    WebSocket,
+    /// RFC 9000.
+    Quic,
+    /// A WebTransport session over HTTP/3, on QUIC.
+    WebTransport,
+}
+
+impl Carrier {
+    /// Its word in metrics and logs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::Quic => "quic",
+            Self::WebTransport => "webtransport",
+        }
+    }
+
+    /// Whether its packets are UDP's: a load balancer that tracks flows may send them elsewhere soon after a gateway
+    /// began to drain.
+    pub fn is_udp(self) -> bool {
+        match self {
+            Self::WebSocket => false,
+            Self::Quic | Self::WebTransport => true,
+        }
+    }
+}
+
 /// A breach of the carrier's rules, as the close that should answer it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{reason} ({code})")]
 pub struct Violation {
-    /// The close code of RFC 6455 §7.4.1: 1002, 1003, 1007 or 1009. 1009 means: beyond `message_bytes_max` or
+    /// A close code of RFC 6455 §7.4.1, on every carrier: 1002, 1003, 1007 or 1009. 1009 means: beyond `message_bytes_max` or
     /// `fragments_max`.
     pub code: u16,
     /// For people, without anything the peer sent.
@@ -52,6 +86,9 @@ pub enum TransportError {
 /// The caller's loop: [`poll_receive`](Self::poll_receive) always; [`poll_flush`](Self::poll_flush) whenever
 /// [`queued_bytes`](Self::queued_bytes) is above 0, which a receive may cause too (pong, close, TLS key update).
 pub trait Transport: Send {
+    /// What it is.
+    fn carrier(&self) -> Carrier;
+
     /// Reads once and gives what is complete to the sink, in order. `Ready(Ok)` after at least one inbound was given.
     /// One call gives no more than one read of 64 KiB holds, beside one message that it completes.
     ///
@@ -71,7 +108,12 @@ pub trait Transport: Send {
     /// As [`queue`](Self::queue); the message is what `encode` appends to the buffer, so that nothing is copied twice.
     fn queue_with(&mut self, encode: &mut dyn FnMut(&mut Vec<u8>));
 
-    /// Bytes in the out buffer that the kernel has not taken.
+    /// As [`queue_with`](Self::queue_with), for a message that may be lost and may overtake others.
+    fn queue_lossy_with(&mut self, encode: &mut dyn FnMut(&mut Vec<u8>)) {
+        self.queue_with(encode);
+    }
+
+    /// Bytes in the out buffer that the kernel, or the QUIC connection's send window, has not taken.
     fn queued_bytes(&self) -> usize;
 
     /// Writes what is queued, many messages in one write. `Ready(Ok)` when all is written; the buffer is freed then.

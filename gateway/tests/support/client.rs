@@ -1,7 +1,9 @@
 //! A client that does exactly what it is told: raw WebSocket frames, no reconnect, no ack by itself.
 
+use super::carrier::{QuicWire, carrier};
 use super::{Cluster, Gateway};
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
+use chappe_gateway::transport::Carrier;
 use chappe_protocol::envelope::{DeviceFilter, Urgency};
 use chappe_protocol::frame::{
     ClientFrame, Cursor, Deliver, Hello, Role, Secret, ServerFrame, Submit, SubmitResult, Target, Welcome,
@@ -9,13 +11,61 @@ use chappe_protocol::frame::{
 use chappe_protocol::id::{DeviceId, Seq, SubmitId, UserId};
 use chappe_protocol::internode::Outcome;
 use chappe_protocol::time::Millis;
+use prost::encoding::{decode_varint, encode_varint};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 pub(crate) struct Client {
-    io: DuplexStream,
+    pub(crate) wire: Wire,
     buffer: Vec<u8>,
     pub(crate) welcome: Option<Welcome>,
+    ended: bool,
+}
+
+/// What a client's frames travel on.
+pub(crate) enum Wire {
+    WebSocket(DuplexStream),
+    Quic(Box<QuicWire>),
+}
+
+impl Wire {
+    async fn write(&mut self, bytes: &[u8]) -> bool {
+        match self {
+            Self::WebSocket(io) => io.write_all(bytes).await.is_ok(),
+            Self::Quic(wire) => wire.send.write_all(bytes).await.is_ok(),
+        }
+    }
+
+    /// As [`read`](Self::read), as much as the buffer has room for.
+    async fn read_at_most(&mut self, buffer: &mut Vec<u8>) {
+        let room = buffer.capacity();
+        let mut limited = (&mut *buffer).limit(room);
+        let _ = match self {
+            Self::WebSocket(io) => io.read_buf(&mut limited).await,
+            Self::Quic(wire) => wire.recv.read_buf(&mut limited).await,
+        };
+    }
+
+    /// What is there, into the buffer; 0: nothing more comes. A datagram is given as if it had come on the stream.
+    /// Cancel-safe.
+    async fn read(&mut self, buffer: &mut Vec<u8>) -> usize {
+        let wire = match self {
+            Self::WebSocket(io) => return io.read_buf(buffer).await.unwrap_or(0),
+            Self::Quic(wire) => wire,
+        };
+        // Between two frames only: else it would land inside of one.
+        let between = buffer.is_empty();
+        tokio::select! {
+            biased;
+            count = wire.recv.read_buf(buffer) => count.unwrap_or(0),
+            Ok(datagram) = wire.session.read_datagram(), if between => {
+                wire.datagrams += 1;
+                let frame = delimited(&datagram);
+                buffer.extend_from_slice(&frame);
+                frame.len()
+            }
+        }
+    }
 }
 
 /// What came in.
@@ -50,8 +100,26 @@ pub(crate) fn submit_to(id: u8, users: &[&str], payload: &[u8]) -> Submit {
 }
 
 impl Client {
-    /// The WebSocket handshake and nothing else.
+    /// The carrier's handshake and nothing else.
     pub(crate) async fn open(gateway: &Gateway) -> Self {
+        let carrier = carrier();
+        let wire = if carrier == Carrier::WebSocket {
+            Wire::WebSocket(Self::upgrade(gateway).await)
+        } else {
+            Wire::Quic(Box::new(QuicWire::open(gateway, carrier).await))
+        };
+        Self { wire, buffer: Vec::new(), welcome: None, ended: false }
+    }
+
+    /// The QUIC half of the wire.
+    pub(crate) fn quic(&mut self) -> &mut QuicWire {
+        match &mut self.wire {
+            Wire::WebSocket(_) => panic!("this is no QUIC"),
+            Wire::Quic(wire) => wire,
+        }
+    }
+
+    async fn upgrade(gateway: &Gateway) -> DuplexStream {
         let mut io = gateway.knock().await;
         let request = "GET /v1/connect HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
@@ -62,7 +130,7 @@ impl Client {
             head.push(io.read_u8().await.expect("an answer to the handshake"));
         }
         assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
-        Self { io, buffer: Vec::new(), welcome: None }
+        io
     }
 
     pub(crate) fn hello(cluster: &Cluster, user: &str, name: &str) -> Hello {
@@ -109,22 +177,16 @@ impl Client {
     }
 
     pub(crate) async fn try_send_bytes(&mut self, payload: &[u8]) -> bool {
-        let mut out = vec![0x82];
-        match payload.len() {
-            n @ 0..=125 => out.push(0x80 | u8::try_from(n).unwrap()),
-            n @ 126..=65_535 => {
-                out.push(0x80 | 0x7e);
-                out.extend_from_slice(&u16::try_from(n).unwrap().to_be_bytes());
-            }
-            n => {
-                out.push(0x80 | 0x7f);
-                out.extend_from_slice(&(n as u64).to_be_bytes());
-            }
-        }
-        let mask = [1, 2, 3, 4];
-        out.extend_from_slice(&mask);
-        out.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
-        self.io.write_all(&out).await.is_ok()
+        let out = match &self.wire {
+            Wire::WebSocket(_) => masked(payload),
+            Wire::Quic(_) => delimited(payload),
+        };
+        self.try_send_raw(&out).await
+    }
+
+    /// Bytes as they are, without any framing.
+    pub(crate) async fn try_send_raw(&mut self, bytes: &[u8]) -> bool {
+        self.wire.write(bytes).await
     }
 
     pub(crate) async fn ack(&mut self, upto: u64) {
@@ -195,19 +257,21 @@ impl Client {
                     _ => continue,
                 }
             }
-            match self.io.read_buf(&mut self.buffer).await {
-                Ok(0) | Err(_) => return In::End,
-                Ok(_) => {}
+            if self.wire.read(&mut self.buffer).await == 0 {
+                return match &self.wire {
+                    Wire::WebSocket(_) => In::End,
+                    Wire::Quic(_) if std::mem::replace(&mut self.ended, true) => In::End,
+                    Wire::Quic(wire) => wire.code().await.map_or(In::End, In::Close),
+                };
             }
         }
     }
 
     /// At most so many bytes off the socket, and what came whole with them.
     pub(crate) async fn sip(&mut self, bytes_max: usize) -> Vec<In> {
-        let mut some = vec![0; bytes_max];
-        let read = tokio::time::timeout(Duration::from_millis(1), self.io.read(&mut some)).await;
-        let count = read.map_or(0, |read| read.unwrap_or(0));
-        self.buffer.extend_from_slice(&some[..count]);
+        let mut some = Vec::with_capacity(bytes_max);
+        let _ = tokio::time::timeout(Duration::from_millis(1), self.wire.read_at_most(&mut some)).await;
+        self.buffer.extend_from_slice(&some);
         let mut events = Vec::new();
         while let Some((opcode, payload)) = self.take_frame() {
             events.push(match opcode {
@@ -220,6 +284,14 @@ impl Client {
 
     fn take_frame(&mut self) -> Option<(u8, Vec<u8>)> {
         let bytes = &self.buffer;
+        if matches!(self.wire, Wire::Quic(_)) {
+            let mut rest = &bytes[..];
+            let length = usize::try_from(decode_varint(&mut rest).ok()?).unwrap();
+            let head = bytes.len() - rest.len();
+            let payload = bytes.get(head..head + length)?.to_vec();
+            self.buffer.drain(..head + length);
+            return Some((2, payload));
+        }
         let short = usize::from(*bytes.get(1)?);
         let (head, length) = match short {
             126 => (4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap()))),
@@ -245,4 +317,32 @@ pub(crate) async fn code(gateway: &Gateway, hello: Hello) -> u16 {
             In::End => panic!("it ended without a word"),
         }
     }
+}
+
+/// One WebSocket message of a client.
+fn masked(payload: &[u8]) -> Vec<u8> {
+    let mut out = vec![0x82];
+    match payload.len() {
+        n @ 0..=125 => out.push(0x80 | u8::try_from(n).unwrap()),
+        n @ 126..=65_535 => {
+            out.push(0x80 | 0x7e);
+            out.extend_from_slice(&u16::try_from(n).unwrap().to_be_bytes());
+        }
+        n => {
+            out.push(0x80 | 0x7f);
+            out.extend_from_slice(&(n as u64).to_be_bytes());
+        }
+    }
+    let mask = [1, 2, 3, 4];
+    out.extend_from_slice(&mask);
+    out.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    out
+}
+
+/// One length-delimited frame, by the library that protobuf comes from.
+pub(crate) fn delimited(payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode_varint(payload.len() as u64, &mut out);
+    out.extend_from_slice(payload);
+    out
 }

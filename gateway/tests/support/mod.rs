@@ -7,11 +7,15 @@
     clippy::duration_suboptimal_units
 )] // each test file uses its part; a failed step is a failed test
 
+pub(crate) mod carrier;
 pub(crate) mod client;
 pub(crate) mod issuer;
+pub(crate) mod net;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use carrier::carrier;
+use chappe_gateway::transport::Carrier;
 use chappe_gateway::{GatewayConfig, GatewayMetrics, Incoming, Parts, TokenKey, TokenVerifier};
 use chappe_protocol::envelope::{DeviceFilter, Sender, Urgency};
 use chappe_protocol::id::{DeviceId, EnvelopeId, GatewayId, MailboxId, UserId};
@@ -28,7 +32,9 @@ use chappe_storage::rows::Rows;
 use chappe_storage::slotlog::{LogConfig, SlotLog};
 use chappe_storage::{Entry, EntryPayload, Store};
 use futures_util::stream;
+use net::Net;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::io::DuplexStream;
@@ -131,6 +137,7 @@ pub(crate) struct Cluster {
     /// Doorbells may have been lost.
     pub(crate) alarms: watch::Sender<u64>,
     pub(crate) verifier: Arc<TokenVerifier>,
+    pub(crate) net: Net,
 }
 
 impl Cluster {
@@ -167,7 +174,7 @@ impl Cluster {
         let alarms = watch::Sender::new(0);
         let verifier = TokenVerifier::new(&TokenKey::Hs256 { secret: SECRET.to_vec() }).unwrap();
         let (leases, verifier) = (presence.clone(), Arc::new(verifier));
-        Self { world, store, links, presence, leases, router, alarms, verifier }
+        Self { world, store, links, presence, leases, router, alarms, verifier, net: Net::default() }
     }
 
     pub(crate) fn gateway(&self, number: u8) -> Gateway {
@@ -175,10 +182,10 @@ impl Cluster {
     }
 
     pub(crate) fn gateway_with(&self, number: u8, tune: impl FnOnce(&mut GatewayConfig)) -> Gateway {
-        let (door, drain, metrics, running) = self.unstarted(number, tune);
+        let (door, udp, drain, metrics, running) = self.unstarted(number, tune);
         #[allow(clippy::disallowed_methods)] // the test waits for it itself
         let task = tokio::spawn(running);
-        Gateway { door, drain, task, metrics }
+        Gateway { door, net: self.net.clone(), udp, drain, task, metrics }
     }
 
     /// A gateway that runs when its future is polled.
@@ -186,11 +193,18 @@ impl Cluster {
         &self,
         number: u8,
         tune: impl FnOnce(&mut GatewayConfig),
-    ) -> (Door, CancellationToken, Arc<GatewayMetrics>, impl Future<Output = ()> + Send + 'static) {
+    ) -> (
+        Door,
+        Option<SocketAddr>,
+        CancellationToken,
+        Arc<GatewayMetrics>,
+        impl Future<Output = ()> + Send + 'static,
+    ) {
         let id = GatewayId([number; 16]);
         let mut config = GatewayConfig::new(id, [5; 32]);
         tune(&mut config);
         let metrics = Arc::new(GatewayMetrics::new(&prometheus::Registry::new()).unwrap());
+        let (quic, udp) = (carrier() != Carrier::WebSocket).then(|| carrier::door(&self.net)).unzip();
         let parts = Parts {
             world: self.world.clone(),
             store: self.store.clone(),
@@ -200,6 +214,7 @@ impl Cluster {
             alarms: self.alarms.subscribe(),
             verifier: self.verifier.clone(),
             tls: None,
+            quic,
             metrics: metrics.clone(),
             traces: Arc::default(),
         };
@@ -209,7 +224,7 @@ impl Cluster {
         });
         let drain = CancellationToken::new();
         let running = chappe_gateway::run(config, parts, incoming, drain.clone());
-        (door, drain, metrics, running)
+        (door, udp, drain, metrics, running)
     }
 
     /// A token of this user and device, good for an hour.
@@ -234,6 +249,9 @@ pub(crate) type Door = mpsc::Sender<Incoming<DuplexStream>>;
 /// A gateway that runs.
 pub(crate) struct Gateway {
     pub(crate) door: Door,
+    pub(crate) net: Net,
+    /// Its UDP port, where the law runs on one.
+    pub(crate) udp: Option<SocketAddr>,
     pub(crate) drain: CancellationToken,
     pub(crate) task: JoinHandle<()>,
     pub(crate) metrics: Arc<GatewayMetrics>,

@@ -79,6 +79,7 @@ impl From<Inbound<'_>> for Got {
     fn from(inbound: Inbound<'_>) -> Self {
         match inbound {
             Inbound::Message(bytes) => Self::Message(bytes.to_vec()),
+            Inbound::Datagram(_) => panic!("there are none on WebSocket"),
             Inbound::Control => Self::Control,
             Inbound::Close(code) => Self::Close(code),
         }

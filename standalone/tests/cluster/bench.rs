@@ -11,7 +11,7 @@ use chappe_protocol::testing::TestWorld;
 use chappe_protocol::time::Time;
 use chappe_router::RouterConfig;
 use chappe_router::links::{LinkError, Links};
-use chappe_standalone::cluster::Cluster;
+use chappe_standalone::cluster::{self, Cluster};
 use chappe_storage::Store;
 use chappe_storage::faulty::{Faults, Faulty};
 use chappe_storage::memory::MemoryRows;
@@ -215,7 +215,7 @@ impl Bench {
         let run = async move {
             let drain = CancellationToken::new();
             let incoming = ReceiverStream::new(incoming);
-            cluster.run_gateway(config, Arc::new(verifier), None, incoming, drain).await;
+            cluster.run_gateway(config, Arc::new(verifier), cluster::Doors::default(), incoming, drain).await;
         };
         self.gateways.insert(gateway, self.tasks.spawn(run).abort_handle());
     }

@@ -146,6 +146,7 @@ pub(crate) async fn gateway(cluster: Arc<Cluster>, name: u64) -> turmoil::Result
         alarms: tokio::sync::watch::channel(0).1,
         verifier: Arc::new(TokenVerifier::new(&TokenKey::Hs256 { secret: SECRET.to_vec() })?),
         tls: None,
+        quic: None,
         metrics: cluster.gateway_metrics.clone(),
         traces: Arc::default(),
     };

@@ -13,7 +13,7 @@ use self::decoder::{Decoder, End};
 use self::handshake::Refusal;
 use self::outbox::Outbox;
 use self::stream::Stream;
-use super::{Inbound, Transport, TransportError};
+use super::{Carrier, Inbound, Transport, TransportError};
 
 mod decoder;
 mod handshake;
@@ -277,6 +277,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send> WebSocket<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin + Send> Transport for WebSocket<IO> {
+    fn carrier(&self) -> Carrier {
+        Carrier::WebSocket
+    }
+
     fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,

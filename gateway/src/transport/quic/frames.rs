@@ -1,0 +1,254 @@
+//! Frames in a byte stream: each stands behind its length as a base-128 varint, protobuf's length-delimited form.
+//! **Invariant:** only what is incomplete is kept, and memory grows with bytes that came, never with a length that was
+//! announced.
+
+use crate::transport::Violation;
+
+/// Bytes of a length; enough for 256 MiB.
+const LENGTH_BYTES_MAX: usize = 4;
+/// Sent bytes at the front of the out buffer are cut off beyond this many.
+const SENT_BYTES_MAX: usize = 64 * 1024;
+
+const BAD_LENGTH: Violation = Violation { code: 1002, reason: "a frame's length takes more than 4 bytes" };
+const TOO_LARGE: Violation = Violation { code: 1009, reason: "a frame is beyond the limit" };
+
+/// The reading half; a value without I/O.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    /// The beginning of a frame, its length included.
+    partial: Vec<u8>,
+    frame_bytes_max: usize,
+    violation: Option<Violation>,
+}
+
+/// The length at the front of some bytes.
+enum Length {
+    Incomplete,
+    /// Bytes of the length itself, and what it says.
+    Known(usize, usize),
+}
+
+impl Decoder {
+    pub(super) fn new(frame_bytes_max: u32) -> Self {
+        let frame_bytes_max = usize::try_from(frame_bytes_max).unwrap_or(usize::MAX);
+        Self { partial: Vec::new(), frame_bytes_max, violation: None }
+    }
+
+    /// Why no more frames come.
+    pub(super) fn violation(&self) -> Option<Violation> {
+        self.violation
+    }
+
+    /// Bytes of heap it holds.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.partial.capacity()
+    }
+
+    /// Takes bytes and gives the whole frames in them to the sink, in order. Nothing is given after a violation.
+    pub(super) fn feed(&mut self, mut bytes: &[u8], sink: &mut dyn FnMut(&[u8])) {
+        while !bytes.is_empty() && self.violation.is_none() {
+            let taken = if self.partial.is_empty() {
+                self.feed_whole(bytes, sink)
+            } else {
+                self.feed_partial(bytes, sink)
+            };
+            bytes = taken.map_or_else(
+                |violation| {
+                    self.violation = Some(violation);
+                    self.partial = Vec::new();
+                    &[][..]
+                },
+                |taken| &bytes[taken..],
+            );
+        }
+    }
+
+    /// A frame that begins with these bytes.
+    fn feed_whole(&mut self, bytes: &[u8], sink: &mut dyn FnMut(&[u8])) -> Result<usize, Violation> {
+        if let Length::Known(head, length) = self.length(bytes)?
+            && let Some(frame) = bytes.get(head..head + length)
+        {
+            sink(frame);
+            return Ok(head + length);
+        }
+        self.partial.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    /// More of a frame that began earlier.
+    fn feed_partial(&mut self, bytes: &[u8], sink: &mut dyn FnMut(&[u8])) -> Result<usize, Violation> {
+        let missing = match self.length(&self.partial)? {
+            Length::Incomplete => 1,
+            Length::Known(head, length) => (head + length).saturating_sub(self.partial.len()),
+        };
+        let taken = missing.min(bytes.len());
+        self.partial.extend_from_slice(&bytes[..taken]);
+        if let Length::Known(head, length) = self.length(&self.partial)?
+            && self.partial.len() == head + length
+        {
+            let frame = std::mem::take(&mut self.partial);
+            sink(&frame[head..]);
+        }
+        Ok(taken)
+    }
+
+    fn length(&self, bytes: &[u8]) -> Result<Length, Violation> {
+        let mut length = 0;
+        for (place, byte) in bytes.iter().take(LENGTH_BYTES_MAX).enumerate() {
+            length |= usize::from(byte & 0x7f) << (7 * place);
+            if byte & 0x80 == 0 {
+                return if length > self.frame_bytes_max {
+                    Err(TOO_LARGE)
+                } else {
+                    Ok(Length::Known(place + 1, length))
+                };
+            }
+        }
+        if bytes.len() < LENGTH_BYTES_MAX { Ok(Length::Incomplete) } else { Err(BAD_LENGTH) }
+    }
+}
+
+/// The writing half; a value without I/O. An empty one owns no memory.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Outbox {
+    /// Queues one frame: what `encode` appends.
+    pub(super) fn frame(&mut self, encode: &mut dyn FnMut(&mut Vec<u8>)) {
+        // Two bytes of length are assumed; a frame of another size is moved once.
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[0, 0]);
+        encode(&mut self.bytes);
+        let length = self.bytes.len().saturating_sub(start + 2);
+        let mut head = [0; LENGTH_BYTES_MAX];
+        let mut used = 0;
+        let mut rest = length;
+        while used < LENGTH_BYTES_MAX {
+            head[used] = u8::try_from(rest & 0x7f).unwrap_or(0) | if rest > 0x7f { 0x80 } else { 0 };
+            used += 1;
+            rest >>= 7;
+            if rest == 0 {
+                break;
+            }
+        }
+        if used == 2 {
+            self.bytes[start..start + 2].copy_from_slice(&head[..2]);
+        } else {
+            self.bytes.splice(start..start + 2, head[..used].iter().copied());
+        }
+    }
+
+    /// Bytes that wait.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    /// What to write next; empty when nothing waits.
+    pub(super) fn unsent(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    /// Takes note that the first bytes of [`unsent`](Self::unsent) are written.
+    pub(super) fn advance(&mut self, written: usize) {
+        self.sent += written;
+        if self.sent >= self.bytes.len() {
+            self.bytes = Vec::new();
+            self.sent = 0;
+        } else if self.sent > SENT_BYTES_MAX && self.sent > self.bytes.len() / 2 {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+
+    /// Bytes of heap it holds.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(frames: &[Vec<u8>]) -> Vec<u8> {
+        let mut outbox = Outbox::default();
+        for frame in frames {
+            outbox.frame(&mut |out| out.extend_from_slice(frame));
+        }
+        outbox.unsent().to_vec()
+    }
+
+    fn fed(decoder: &mut Decoder, bytes: &[u8], step: usize) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        for piece in bytes.chunks(step) {
+            decoder.feed(piece, &mut |frame| frames.push(frame.to_vec()));
+        }
+        frames
+    }
+
+    #[test]
+    fn frames_come_out_whole_however_the_stream_is_cut() {
+        let frames: Vec<Vec<u8>> =
+            [0, 1, 127, 128, 300, 16_383, 16_384, 40_000].map(|length| vec![length as u8; length]).into();
+        let bytes = encoded(&frames);
+        for step in [1, 2, 3, 7, 128, 1000, bytes.len()] {
+            let mut decoder = Decoder::new(1 << 20);
+            assert_eq!(fed(&mut decoder, &bytes, step), frames, "in pieces of {step}");
+            assert_eq!((decoder.held_bytes(), decoder.violation()), (0, None));
+        }
+    }
+
+    #[test]
+    fn lengths_are_those_of_length_delimited_protobuf() {
+        for (length, head) in [
+            (0, vec![0]),
+            (1, vec![1]),
+            (127, vec![127]),
+            (128, vec![0x80, 1]),
+            (300, vec![0xac, 2]),
+            (16_384, vec![0x80, 0x80, 1]),
+            (1 << 20, vec![0x80, 0x80, 0x40]),
+        ] {
+            let bytes = encoded(&[vec![7; length]]);
+            assert_eq!((&bytes[..head.len()], bytes.len()), (&head[..], head.len() + length));
+        }
+    }
+
+    #[test]
+    fn an_announced_length_takes_no_memory_and_too_much_is_a_violation() {
+        let mut decoder = Decoder::new(1 << 20);
+        // 1 MiB is announced and one byte comes.
+        assert!(fed(&mut decoder, &[0x80, 0x80, 0x40, 9], 4).is_empty());
+        assert!(decoder.held_bytes() <= 64, "{}", decoder.held_bytes());
+
+        for (bytes, code) in [
+            (&[0x81, 0x80, 0x40, 1, 2][..], 1009),
+            (&[0xff, 0xff, 0xff, 0x7f], 1009),
+            (&[0xff, 0xff, 0xff, 0xff, 1], 1002),
+            (&[0x80, 0x80, 0x80, 0x80], 1002),
+        ] {
+            for step in [1, bytes.len()] {
+                let mut decoder = Decoder::new(1 << 20);
+                assert!(fed(&mut decoder, bytes, step).is_empty());
+                assert_eq!(decoder.violation().map(|violation| violation.code), Some(code), "{bytes:?}");
+                assert!(fed(&mut decoder, &[1, 1], 2).is_empty(), "nothing is given afterwards");
+            }
+        }
+    }
+
+    #[test]
+    fn an_outbox_that_is_empty_owns_nothing_and_sent_bytes_do_not_pile_up() {
+        let mut outbox = Outbox::default();
+        for _ in 0..1000 {
+            outbox.frame(&mut |out| out.extend_from_slice(&[1; 4000]));
+            let all_but_one = outbox.len() - 1;
+            outbox.advance(all_but_one);
+            assert!(outbox.held_bytes() < 4 * SENT_BYTES_MAX);
+        }
+        outbox.advance(1);
+        assert_eq!((outbox.len(), outbox.held_bytes()), (0, 0));
+    }
+}

@@ -1,0 +1,236 @@
+//! QUIC (RFC 9000) and WebTransport: frames on the first bidirectional stream, ephemerals in datagrams (RFC 9221).
+//! **Invariant:** an idle connection owns no buffer of ours; what quinn holds for it is bounded by its windows.
+
+use super::scratch;
+use super::{Carrier, Inbound, Transport, TransportError};
+use frames::{Decoder, Outbox};
+use std::task::{Context, Poll, ready};
+use web_transport_quinn::generic::poll::{
+    RecvStream as PollRecv, SendStream as PollSend, Session as PollSession,
+};
+use web_transport_quinn::{
+    ReadError, RecvStream, SendStream, Session, SessionError, WebTransportError, WriteError,
+};
+
+mod frames;
+
+/// Reads of one call that may pass without a whole frame, before other tasks get their turn.
+const READS_MAX: usize = 16;
+/// Datagrams of one call.
+const DATAGRAMS_MAX: usize = 32;
+/// Bytes of the reason that goes out with a close.
+const REASON_BYTES_MAX: usize = 123;
+
+/// A QUIC connection or a WebTransport session with its one stream. Use it through [`Transport`].
+pub struct Quic {
+    carrier: Carrier,
+    session: Session,
+    send: SendStream,
+    recv: RecvStream,
+    decoder: Decoder,
+    outbox: Outbox,
+    /// Nothing is queued any more.
+    parting: bool,
+    /// What goes out at the very end, at the latest when this is dropped.
+    goodbye: Option<(u16, String)>,
+    /// The stream was ended by us.
+    finished: bool,
+    /// The peer's close was handed over.
+    closed: bool,
+    /// The peer takes no datagrams, or its path none of use.
+    datagram_bytes_max: usize,
+}
+
+impl Quic {
+    /// A session over the stream that its peer has opened; a frame has at most `frame_bytes_max` bytes.
+    pub fn new(
+        carrier: Carrier,
+        session: Session,
+        (send, recv): (SendStream, RecvStream),
+        frame_bytes_max: u32,
+    ) -> Self {
+        let datagram_bytes_max = session.max_datagram_size();
+        Self {
+            carrier,
+            session,
+            send,
+            recv,
+            decoder: Decoder::new(frame_bytes_max),
+            outbox: Outbox::default(),
+            parting: false,
+            goodbye: None,
+            finished: false,
+            closed: false,
+            datagram_bytes_max,
+        }
+    }
+
+    /// Bytes of heap held for what is incomplete or unwritten, quinn's own left out.
+    pub fn held_bytes(&self) -> usize {
+        self.decoder.held_bytes() + self.outbox.held_bytes()
+    }
+
+    /// Datagrams that are here. Errors are the stream's to tell: it ends with the connection.
+    fn take_datagrams(&mut self, cx: &mut Context<'_>, sink: &mut dyn FnMut(Inbound<'_>)) -> bool {
+        let mut given = false;
+        for _ in 0..DATAGRAMS_MAX {
+            match self.session.poll_recv_datagram(cx) {
+                Poll::Ready(Ok(datagram)) => {
+                    given = true;
+                    sink(Inbound::Datagram(&datagram));
+                }
+                // Of another session of the connection: there is none.
+                Poll::Ready(Err(SessionError::WebTransportError(_)))
+                    if self.session.close_reason().is_none() => {}
+                Poll::Ready(Err(_)) | Poll::Pending => return given,
+            }
+        }
+        cx.waker().wake_by_ref();
+        given
+    }
+
+    /// The stream is done for: with the peer's close, if it said goodbye.
+    fn ended(&mut self, sink: &mut dyn FnMut(Inbound<'_>)) -> Poll<Result<(), TransportError>> {
+        if std::mem::replace(&mut self.closed, true) {
+            return Poll::Ready(Err(TransportError::Closed));
+        }
+        match self.session.close_reason() {
+            Some(SessionError::WebTransportError(WebTransportError::Closed(code, _))) => {
+                sink(Inbound::Close(u16::try_from(code).ok()));
+                Poll::Ready(Ok(()))
+            }
+            // The peer ended its half of the stream: it has nothing more to say.
+            None => {
+                sink(Inbound::Close(None));
+                Poll::Ready(Ok(()))
+            }
+            Some(_) => Poll::Ready(Err(TransportError::Gone)),
+        }
+    }
+}
+
+impl Transport for Quic {
+    fn carrier(&self) -> Carrier {
+        self.carrier
+    }
+
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut dyn FnMut(Inbound<'_>),
+    ) -> Poll<Result<(), TransportError>> {
+        if let Some(violation) = self.decoder.violation() {
+            return Poll::Ready(Err(violation.into()));
+        }
+        if self.closed {
+            return Poll::Ready(Err(TransportError::Closed));
+        }
+        let datagrams = self.take_datagrams(cx, sink);
+        for _ in 0..READS_MAX {
+            let mut given = datagrams;
+            let Self { recv, decoder, .. } = self;
+            let read = scratch::with(|scratch| {
+                let read = PollRecv::poll_read(recv, cx, &mut scratch.wire)?;
+                Poll::Ready(Ok::<_, ReadError>(match ready!(read) {
+                    Some(count) => {
+                        decoder.feed(&scratch.wire[..count], &mut |frame| {
+                            given = true;
+                            sink(Inbound::Message(frame));
+                        });
+                        true
+                    }
+                    None => false,
+                }))
+            });
+            match read {
+                Poll::Pending if given => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(true)) if given => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(true)) => match self.decoder.violation() {
+                    Some(violation) => return Poll::Ready(Err(violation.into())),
+                    None => {}
+                },
+                Poll::Ready(Ok(false)) => return self.ended(sink),
+                Poll::Ready(Err(ReadError::Reset(_) | ReadError::InvalidReset(_))) => {
+                    return Poll::Ready(Err(TransportError::Gone));
+                }
+                Poll::Ready(Err(_)) => return self.ended(sink),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn queue_with(&mut self, encode: &mut dyn FnMut(&mut Vec<u8>)) {
+        if !self.parting {
+            self.outbox.frame(encode);
+        }
+    }
+
+    fn queue_lossy_with(&mut self, encode: &mut dyn FnMut(&mut Vec<u8>)) {
+        if self.parting {
+            return;
+        }
+        let mut frame = Vec::new();
+        encode(&mut frame);
+        if frame.len() > self.datagram_bytes_max || self.session.send_datagram(frame.clone().into()).is_err()
+        {
+            self.outbox.frame(&mut |out| out.extend_from_slice(&frame));
+        }
+    }
+
+    fn queued_bytes(&self) -> usize {
+        self.outbox.len()
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        while !self.outbox.unsent().is_empty() {
+            let written = ready!(PollSend::poll_write(&mut self.send, cx, self.outbox.unsent()));
+            self.outbox.advance(written.map_err(gone)?);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn queue_close(&mut self, code: u16, reason: &str) {
+        if !std::mem::replace(&mut self.parting, true) {
+            let reason = &reason[..reason.floor_char_boundary(REASON_BYTES_MAX)];
+            self.goodbye = Some((code, reason.to_owned()));
+        }
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+        if !self.finished {
+            ready!(self.poll_flush(cx))?;
+            PollSend::finish(&mut self.send).map_err(gone)?;
+            self.finished = true;
+        }
+        // A close of the connection overtakes what the peer has not received yet: it waits for that.
+        ready!(PollSend::poll_closed(&mut self.send, cx)).map_err(gone)?;
+        self.say_goodbye();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Quic {
+    fn say_goodbye(&mut self) {
+        if let Some((code, reason)) = self.goodbye.take() {
+            self.session.close(u32::from(code), reason.as_bytes());
+        }
+    }
+}
+
+impl Drop for Quic {
+    fn drop(&mut self) {
+        self.say_goodbye();
+    }
+}
+
+fn gone(_: WriteError) -> TransportError {
+    TransportError::Gone
+}
+
+impl std::fmt::Debug for Quic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Quic").field("decoder", &self.decoder).finish_non_exhaustive()
+    }
+}
