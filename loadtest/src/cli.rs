@@ -1,5 +1,7 @@
 //! The command line of the harness. **Invariant:** it aims at an address that was named, or at a server that it started.
 
+mod proxy;
+
 use crate::faults::{Parts, schedule};
 use crate::report::Report;
 use crate::run::{Plan, run};
@@ -17,7 +19,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Puts load on Chappe and proves that nothing accepted is lost.
+/// Puts load on Chappe and proves that nothing accepted is lost; makes the path there bad.
 #[derive(Debug, Parser)]
 #[command(
     name = "loadtest",
@@ -28,7 +30,8 @@ Exit codes: 0 passed, 1 a promise was broken (the entries are listed), 2 the run
 Examples:
   loadtest run --scenario chat --users 1000 --rate 2000 --duration 30s
   loadtest run --kills 5 --duration 30s -- chappe serve --data /tmp/chappe-test
-  loadtest run --server wss://staging.example --token-key issuer.pem --json report.json"
+  loadtest run --server wss://staging.example --token-key issuer.pem --json report.json
+  loadtest proxy --listen 127.0.0.1:7450 --target 127.0.0.1:7440 --latency 50ms --jitter 20ms --loss 2%"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -39,6 +42,8 @@ pub struct Cli {
 enum Command {
     /// Run a scenario and audit it
     Run(Box<RunArgs>),
+    /// Pass TCP and UDP on to a server over a bad path: late, lossy, narrow, dead, re-bound
+    Proxy(Box<proxy::ProxyArgs>),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -109,21 +114,29 @@ struct RunArgs {
 }
 
 /// Exit code for wrong use (`EX_USAGE` of sysexits.h).
-const EXIT_USAGE: u8 = 64;
+pub const EXIT_USAGE: u8 = 64;
 
 impl Cli {
     /// Does what was asked; the exit code is the process's.
     pub fn run(self) -> Result<ExitCode> {
-        let Command::Run(args) = self.command;
-        let chat = args.chat();
+        match self.command {
+            Command::Run(args) => args.run(),
+            Command::Proxy(args) => args.run(),
+        }
+    }
+}
+
+impl RunArgs {
+    fn run(self) -> Result<ExitCode> {
+        let chat = self.chat();
         if let Err(message) = chat.check() {
             eprintln!("loadtest: {message}");
             return Ok(ExitCode::from(EXIT_USAGE));
         }
         chappe_node::tls::install_crypto_provider();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let json = args.json.clone();
-        let report = runtime.block_on(args.execute(chat))?;
+        let json = self.json.clone();
+        let report = runtime.block_on(self.execute(chat))?;
         print!("{}", report.text());
         if let Some(path) = json {
             let text = serde_json::to_string_pretty(&report)?;
@@ -131,9 +144,7 @@ impl Cli {
         }
         Ok(ExitCode::from(report.exit_code()))
     }
-}
 
-impl RunArgs {
     fn chat(&self) -> Chat {
         match self.scenario {
             Scenario::Chat => Chat {

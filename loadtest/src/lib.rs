@@ -7,6 +7,7 @@ pub mod cli;
 pub mod faults;
 pub mod history;
 pub mod payload;
+pub mod proxy;
 pub mod report;
 pub mod run;
 pub mod scenario;
