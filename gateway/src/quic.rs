@@ -11,7 +11,7 @@ use crate::transport::Carrier;
 use crate::transport::quic::Quic;
 use crate::transport::websocket::HandshakeLimits;
 use aws_lc_rs::{hkdf, hmac};
-use chappe_protocol::frame::Limits;
+use chappe_protocol::close::CloseCode;
 pub use ids::ServerId;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
@@ -188,36 +188,47 @@ impl std::fmt::Debug for QuicDoor {
 async fn serve(admission: Admission, connecting: quinn::Connecting) {
     let gateway = Arc::clone(admission.gateway());
     accept::serve_with(admission, async move {
-        let deadline = gateway.config.handshake.deadline;
-        let limits = &gateway.config.session.limits;
-        match tokio::time::timeout(deadline, shake_hands(&gateway.config.handshake, limits, connecting)).await
-        {
-            Ok(Ok(transport)) => return Some(transport),
-            Ok(Err(why)) => tracing::debug!(why, "a QUIC handshake failed"),
-            Err(_) => tracing::debug!("a QUIC handshake took too long"),
+        let opened = open(&gateway, connecting).await;
+        if let Err(why) = &opened {
+            gateway.metrics.handshake_failed_total.inc();
+            tracing::debug!(why, "a QUIC handshake failed");
         }
-        gateway.metrics.handshake_failed_total.inc();
-        None
+        opened.ok()
     })
     .await;
 }
 
-/// From the first packet to the session's stream, for either kind of client.
+/// From the first packet to the session's stream.
+async fn open(gateway: &Gateway, connecting: quinn::Connecting) -> Result<Quic, &'static str> {
+    let config = &gateway.config;
+    let shaken = tokio::time::timeout(config.handshake.deadline, shake_hands(&config.handshake, connecting));
+    let (carrier, session) = shaken.await.map_err(|_| "it took too long")??;
+    // A stream is there with its first byte, which is that of the Hello.
+    match tokio::time::timeout(config.hello_timeout.to_std(), session.accept_bi()).await {
+        Ok(Ok(stream)) => Ok(Quic::new(carrier, session, stream, config.session.limits.frame_bytes_max)),
+        Ok(Err(_)) => Err("the connection ended without a stream"),
+        Err(_) => {
+            let code = CloseCode::HelloTimeout;
+            gateway.metrics.closed_total.with_label_values(&[code.reason()]).inc();
+            session.close(u32::from(code.code()), code.reason().as_bytes());
+            Err("no stream was opened in time")
+        }
+    }
+}
+
+/// The handshake of either kind of client.
 async fn shake_hands(
     handshake: &HandshakeLimits,
-    limits: &Limits,
     connecting: quinn::Connecting,
-) -> Result<Quic, &'static str> {
+) -> Result<(Carrier, Session), &'static str> {
     let connection = connecting.await.map_err(|_| "the connection broke")?;
     let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
     let protocol = data.and_then(|data| data.protocol).unwrap_or_default();
-    let (carrier, session) = if protocol == ALPN {
+    Ok(if protocol == ALPN {
         (Carrier::Quic, Session::raw(connection))
     } else {
         (Carrier::WebTransport, web_transport(handshake, connection).await?)
-    };
-    let stream = session.accept_bi().await.map_err(|_| "no stream was opened")?;
-    Ok(Quic::new(carrier, session, stream, limits.frame_bytes_max))
+    })
 }
 
 /// The request of a browser, judged as the WebSocket handshake's is.

@@ -97,7 +97,8 @@ async fn the_newer_connection_takes_over_here_and_elsewhere() {
     let before = cluster.world_now();
     let mut third = Client::connect(&cluster, &two, "ben", "phone").await;
     assert_eq!(second.closed().await, 4409, "on another gateway");
-    assert!(cluster.world_now() - before < 1000, "at once, by the router's bell");
+    let took = cluster.world_now() - before;
+    assert!(took < 1000, "at once, by the router's bell, not after {took} ms");
     let mut fourth = Client::connect_with(&one, third.again(&cluster, "ben", "phone", 0)).await;
     assert!(fourth.welcome().resumed);
     assert_eq!(third.closed().await, 4409, "a resume takes over too");

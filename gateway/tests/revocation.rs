@@ -239,8 +239,10 @@ async fn a_peek_of_a_revoked_device_that_goes_on_submitting_is_out_within_a_minu
         let _perhaps_gone = peek.try_send_bytes(&submit.encode()).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         while let Some(event) = peek.next_within(1).await {
-            if let In::Close(code) = event {
-                break 'submitting code;
+            match event {
+                In::Close(code) => break 'submitting code,
+                In::End => panic!("it ended without a code"),
+                In::Frame(_) => {}
             }
         }
     };

@@ -1,4 +1,4 @@
-//! Rings the gateways, and hints whoever wakes devices. **Invariant:** nobody waits for a doorbell or a hint; too many of them are
+//! Rings the gateways, and hints whoever wakes devices. **Invariant:** no append waits for a doorbell or a hint; too many of them are
 //! dropped and counted.
 
 use crate::Shared;
@@ -9,6 +9,7 @@ use chappe_protocol::id::{EnvelopeId, MailboxId, Seq};
 use chappe_protocol::internode::{Attached, Doorbell, EphemeralSubmit, Reply, Ring, WakeHint};
 use chappe_protocol::time::Millis;
 use std::sync::Arc;
+use tokio::task::JoinHandle;
 
 /// Presence that does not answer within this time has no gateways.
 const PRESENCE_WAIT: Millis = Millis(2000);
@@ -27,13 +28,16 @@ pub(crate) fn grew(
     hint: Option<WakeHint>,
 ) {
     let Some(rings) = plant(shared, rings) else { return };
-    start(shared, mailbox, rings, envelopes, hint);
+    let _nobody_waits = start(shared, mailbox, rings, envelopes, hint);
 }
 
 /// Rings every gateway that leases a device of the mailbox.
-fn ring(shared: &Arc<Shared>, mailbox: MailboxId, rings: Vec<Ring>) {
-    start(shared, mailbox, rings, Vec::new(), None);
+fn ring(shared: &Arc<Shared>, mailbox: MailboxId, rings: Vec<Ring>) -> Option<Ringing> {
+    start(shared, mailbox, rings, Vec::new(), None)
 }
+
+/// The task that rings.
+type Ringing = JoinHandle<Option<()>>;
 
 /// Starts a task that rings every gateway that leases a device of the mailbox, in the order given, for these envelopes.
 fn start(
@@ -42,7 +46,7 @@ fn start(
     rings: Vec<Ring>,
     envelopes: Vec<EnvelopeId>,
     hint: Option<WakeHint>,
-) {
+) -> Option<Ringing> {
     let count = rings.len();
     let bytes = rings.iter().map(ring_bytes).sum();
     let Some(permit) = shared.bells.try_take(count, bytes) else {
@@ -50,7 +54,7 @@ fn start(
         if let Some(hint) = hint {
             wake(shared, hint);
         }
-        return;
+        return None;
     };
     let killed = shared.killed.clone();
     let task_of = Arc::clone(shared);
@@ -74,7 +78,7 @@ fn start(
         }
         drop(permit);
     };
-    shared.tasks.spawn(async move { killed.run_until_cancelled(task).await });
+    Some(shared.tasks.spawn(async move { killed.run_until_cancelled(task).await }))
 }
 
 fn wake(shared: &Shared, hint: WakeHint) {
@@ -82,10 +86,13 @@ fn wake(shared: &Shared, hint: WakeHint) {
     shared.wakes.hint(hint);
 }
 
-/// A device has attached or was revoked: its other gateways close the older sessions.
-pub(crate) fn attached(shared: &Arc<Shared>, attached: Attached) -> Reply {
+/// A device has attached or was revoked: its other gateways close the older sessions. The answer comes when they have been rung:
+/// the newer session's lease, which follows it, takes the place of the one by which they are found.
+pub(crate) async fn attached(shared: &Arc<Shared>, attached: Attached) -> Reply {
     shared.device_sets.forget(attached.mailbox);
-    ring(shared, attached.mailbox, vec![Ring::Session(attached.news)]);
+    if let Some(ringing) = ring(shared, attached.mailbox, vec![Ring::Session(attached.news)]) {
+        let _killed = ringing.await;
+    }
     Reply::Attached
 }
 
@@ -104,7 +111,7 @@ pub(crate) fn ephemeral(shared: &Arc<Shared>, submit: EphemeralSubmit) -> Reply 
     for (mailbox, devices, payload) in targets {
         let Some(payload) = payloads.get(payload).cloned() else { continue };
         let ephemeral = Ring::Ephemeral { sender: sender.clone(), devices, payload, urgency };
-        ring(shared, mailbox, vec![ephemeral]);
+        let _nobody_waits = ring(shared, mailbox, vec![ephemeral]);
     }
     Reply::Ephemeral
 }

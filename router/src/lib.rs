@@ -150,7 +150,7 @@ impl Router {
             Request::Ephemeral(request) => doorbells::ephemeral(shared, request),
             Request::Probe(request) => self.in_time(probe::answer(shared, request)).await,
             Request::Base(mailbox) => self.in_time(self.base(mailbox)).await,
-            Request::Attached(request) => doorbells::attached(shared, request),
+            Request::Attached(request) => doorbells::attached(shared, request).await,
         }
     }
 

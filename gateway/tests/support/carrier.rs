@@ -153,7 +153,10 @@ impl QuicWire {
     /// The code of the close that follows the end of the stream.
     pub(crate) async fn code(&self) -> Option<u16> {
         match self.session.closed().await {
-            SessionError::WebTransportError(WebTransportError::Closed(code, _)) => u16::try_from(code).ok(),
+            // 0 is what quinn says for those who went without a word.
+            SessionError::WebTransportError(WebTransportError::Closed(code @ 1.., _)) => {
+                u16::try_from(code).ok()
+            }
             _ => None,
         }
     }

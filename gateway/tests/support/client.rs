@@ -119,6 +119,14 @@ impl Client {
         }
     }
 
+    /// Goes when all that was said has arrived.
+    pub(crate) async fn leave(mut self) {
+        if let Wire::Quic(wire) = &mut self.wire {
+            wire.send.finish().unwrap();
+            wire.send.stopped().await.unwrap();
+        }
+    }
+
     async fn upgrade(gateway: &Gateway) -> DuplexStream {
         let mut io = gateway.knock().await;
         let request = "GET /v1/connect HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -258,11 +266,12 @@ impl Client {
                 }
             }
             if self.wire.read(&mut self.buffer).await == 0 {
-                return match &self.wire {
-                    Wire::WebSocket(_) => In::End,
-                    Wire::Quic(_) if std::mem::replace(&mut self.ended, true) => In::End,
-                    Wire::Quic(wire) => wire.code().await.map_or(In::End, In::Close),
+                let code = match &self.wire {
+                    Wire::Quic(wire) if !self.ended => wire.code().await,
+                    Wire::Quic(_) | Wire::WebSocket(_) => None,
                 };
+                self.ended = true;
+                return code.map_or(In::End, In::Close);
             }
         }
     }
