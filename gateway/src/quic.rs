@@ -12,6 +12,7 @@ use crate::transport::quic::Quic;
 use crate::transport::websocket::HandshakeLimits;
 use aws_lc_rs::{hkdf, hmac};
 use chappe_protocol::close::CloseCode;
+use ids::Ids;
 pub use ids::ServerId;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
@@ -114,9 +115,7 @@ impl QuicDoor {
         let of = tls.current();
         let config = Arc::new(server_config(&of, &keys)?);
         let mut endpoint = EndpointConfig::new(Arc::clone(&keys.reset) as _);
-        if let Some(id) = server_id {
-            endpoint.cid_generator(move || Box::new(id));
-        }
+        endpoint.cid_generator(move || Box::new(Ids(server_id)));
         let runtime = Arc::new(quinn::TokioRuntime);
         let server = Some(ServerConfig::clone(&config));
         let endpoint = Endpoint::new_with_abstract_socket(endpoint, server, socket, runtime)?;
@@ -163,7 +162,7 @@ impl QuicDoor {
         let Some(admission) = accept::admit(gateway) else { return incoming.refuse() };
         match incoming.accept_with(self.config()) {
             Ok(connecting) => {
-                let _ = gateway.tasks.spawn(serve(admission, connecting));
+                gateway.tasks.spawn(serve(admission, connecting));
             }
             Err(error) => {
                 gateway.metrics.handshake_failed_total.inc();

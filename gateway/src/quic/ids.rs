@@ -9,6 +9,8 @@ use std::time::Duration;
 /// First octet, server id, nonce: what AWS's Network Load Balancer asks for.
 const BYTES: usize = 16;
 const SERVER_ID_BYTES: usize = 8;
+/// Of an id that leads nowhere.
+const RANDOM_BYTES: usize = 8;
 /// Configuration 0 in the first three bits, the bytes that follow in the other five
 /// (draft-ietf-quic-load-balancers, "Length Self-Description").
 const FIRST_OCTET: u8 = 15;
@@ -31,18 +33,29 @@ impl FromStr for ServerId {
     }
 }
 
-impl ConnectionIdGenerator for ServerId {
+/// Makes the connection ids of one gateway; without a server id they are random.
+///
+/// Quinn's own generator marks ids with a key of the process, so that packets for another gateway's are ignored. Here they count
+/// as possibly ours: a client whose packets were led astray is answered with a reset, which it believes since all gateways share
+/// that key, and need not wait until it gives up.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ids(pub(super) Option<ServerId>);
+
+impl ConnectionIdGenerator for Ids {
     fn generate_cid(&mut self) -> ConnectionId {
         let mut id = [0; BYTES];
+        let id = &mut id[..self.cid_len()];
         // Ids that repeat only make a handshake fail.
-        let _ = fill(&mut id[1 + SERVER_ID_BYTES..]);
-        id[0] = FIRST_OCTET;
-        id[1..=SERVER_ID_BYTES].copy_from_slice(&self.0);
-        ConnectionId::new(&id)
+        let _ = fill(id);
+        if let Some(ServerId(server)) = self.0 {
+            id[0] = FIRST_OCTET;
+            id[1..=SERVER_ID_BYTES].copy_from_slice(&server);
+        }
+        ConnectionId::new(id)
     }
 
     fn cid_len(&self) -> usize {
-        BYTES
+        if self.0.is_some() { BYTES } else { RANDOM_BYTES }
     }
 
     fn cid_lifetime(&self) -> Option<Duration> {
@@ -56,14 +69,17 @@ mod tests {
 
     #[test]
     fn ids_hold_the_server_id_where_the_draft_has_it_and_differ() {
-        let mut server: ServerId = "0x00a1B2c3d4e5f607".parse().unwrap();
-        let ids: Vec<ConnectionId> = (0..100).map(|_| server.generate_cid()).collect();
+        let mut named = Ids(Some("0x00a1B2c3d4e5f607".parse().unwrap()));
+        let ids: Vec<ConnectionId> = (0..100).map(|_| named.generate_cid()).collect();
         for id in &ids {
             assert_eq!(id[..9], [0x0f, 0, 0xa1, 0xb2, 0xc3, 0xd4, 0xe5, 0xf6, 0x07]);
             assert_eq!(id.len(), 16);
         }
         let nonces: std::collections::BTreeSet<_> = ids.iter().map(|id| id[9..].to_vec()).collect();
         assert_eq!(nonces.len(), ids.len());
+        let random: std::collections::BTreeSet<_> =
+            (0..100).map(|_| Ids(None).generate_cid().to_vec()).collect();
+        assert!(random.len() == 100 && random.iter().all(|id| id.len() == 8));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::Gateway;
 use super::net::Net;
 use chappe_gateway::TlsSource;
-use chappe_gateway::quic::{ALPN, QuicDoor};
+use chappe_gateway::quic::{ALPN, QuicDoor, ServerId};
 use chappe_gateway::transport::Carrier;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Endpoint, EndpointConfig, TransportConfig, VarInt};
@@ -89,9 +89,14 @@ impl TlsSource for &'static Identity {
 
 /// A door on a socket of this net.
 pub(crate) fn door(net: &Net) -> (QuicDoor, SocketAddr) {
+    door_with(net, None)
+}
+
+/// As [`door`], with this name in its connection ids.
+pub(crate) fn door_with(net: &Net, server_id: Option<ServerId>) -> (QuicDoor, SocketAddr) {
     let socket = net.socket();
     let address = socket.address;
-    (QuicDoor::over(socket, Arc::new(&*IDENTITY), &[5; 32], None).unwrap(), address)
+    (QuicDoor::over(socket, Arc::new(&*IDENTITY), &[5; 32], server_id).unwrap(), address)
 }
 
 /// A client's configuration for this protocol; its windows are as small as the pipes of WebSocket's tests.

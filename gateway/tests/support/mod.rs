@@ -15,6 +15,7 @@ pub(crate) mod net;
 use async_trait::async_trait;
 use bytes::Bytes;
 use carrier::carrier;
+use chappe_gateway::quic::QuicDoor;
 use chappe_gateway::transport::Carrier;
 use chappe_gateway::{GatewayConfig, GatewayMetrics, Incoming, Parts, TokenKey, TokenVerifier};
 use chappe_protocol::envelope::{DeviceFilter, Sender, Urgency};
@@ -182,29 +183,42 @@ impl Cluster {
     }
 
     pub(crate) fn gateway_with(&self, number: u8, tune: impl FnOnce(&mut GatewayConfig)) -> Gateway {
-        let (door, udp, drain, metrics, running) = self.unstarted(number, tune);
+        self.start(self.unstarted(number, tune))
+    }
+
+    /// A gateway behind this UDP port.
+    pub(crate) fn gateway_over(&self, number: u8, door: (QuicDoor, SocketAddr)) -> Gateway {
+        self.start(self.unstarted_over(number, Some(door), |_| {}))
+    }
+
+    fn start(&self, unstarted: Unstarted<impl Future<Output = ()> + Send + 'static>) -> Gateway {
+        let (door, udp, drain, metrics, running) = unstarted;
         #[allow(clippy::disallowed_methods)] // the test waits for it itself
         let task = tokio::spawn(running);
         Gateway { door, net: self.net.clone(), udp, drain, task, metrics }
     }
 
     /// A gateway that runs when its future is polled.
-    pub(crate) fn unstarted(
+    pub(crate) fn unstarted<F: FnOnce(&mut GatewayConfig)>(
         &self,
         number: u8,
-        tune: impl FnOnce(&mut GatewayConfig),
-    ) -> (
-        Door,
-        Option<SocketAddr>,
-        CancellationToken,
-        Arc<GatewayMetrics>,
-        impl Future<Output = ()> + Send + 'static,
-    ) {
+        tune: F,
+    ) -> Unstarted<impl Future<Output = ()> + Send + 'static + use<F>> {
+        let quic = (carrier() != Carrier::WebSocket).then(|| carrier::door(&self.net));
+        self.unstarted_over(number, quic, tune)
+    }
+
+    fn unstarted_over<F: FnOnce(&mut GatewayConfig)>(
+        &self,
+        number: u8,
+        quic: Option<(QuicDoor, SocketAddr)>,
+        tune: F,
+    ) -> Unstarted<impl Future<Output = ()> + Send + 'static + use<F>> {
         let id = GatewayId([number; 16]);
         let mut config = GatewayConfig::new(id, [5; 32]);
         tune(&mut config);
         let metrics = Arc::new(GatewayMetrics::new(&prometheus::Registry::new()).unwrap());
-        let (quic, udp) = (carrier() != Carrier::WebSocket).then(|| carrier::door(&self.net)).unzip();
+        let (quic, udp) = quic.unzip();
         let parts = Parts {
             world: self.world.clone(),
             store: self.store.clone(),
@@ -242,6 +256,9 @@ pub(crate) fn sign(claims: &serde_json::Value) -> String {
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
     jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
 }
+
+/// A gateway before its first poll: its doors, its drain, its metrics, and the gateway.
+pub(crate) type Unstarted<F> = (Door, Option<SocketAddr>, CancellationToken, Arc<GatewayMetrics>, F);
 
 /// Where sockets come in; dropped, no more will.
 pub(crate) type Door = mpsc::Sender<Incoming<DuplexStream>>;

@@ -24,6 +24,8 @@ struct Inner {
     ports: u16,
     /// Nothing from or to this address passes.
     black_holes: Vec<SocketAddr>,
+    /// What goes to the first goes to the second.
+    redirected: Option<(SocketAddr, SocketAddr)>,
     /// Every packet that was sent, if somebody looks: from, to, bytes.
     seen: Option<Vec<(SocketAddr, SocketAddr, Vec<u8>)>>,
 }
@@ -51,6 +53,11 @@ impl Net {
         }
     }
 
+    /// Leads packets for one address to another; what that one answers comes from the first.
+    pub(crate) fn redirect(&self, from: SocketAddr, to: SocketAddr) {
+        self.0.lock().unwrap().redirected = Some((from, to));
+    }
+
     /// Remembers packets from now on.
     pub(crate) fn watch(&self) {
         self.0.lock().unwrap().seen = Some(Vec::new());
@@ -64,6 +71,11 @@ impl Net {
     /// Puts a packet on the wire that no socket sent.
     pub(crate) fn inject(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         let mut inner = self.0.lock().unwrap();
+        let (from, to) = match inner.redirected {
+            Some((one, two)) if to == one => (from, two),
+            Some((one, two)) if from == two => (one, to),
+            Some(_) | None => (from, to),
+        };
         if inner.black_holes.contains(&from) || inner.black_holes.contains(&to) {
             return;
         }

@@ -89,6 +89,21 @@ impl Quic {
         given
     }
 
+    /// Reads once and gives whole frames to the sink; `false`: the peer has ended the stream.
+    fn read(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut dyn FnMut(Inbound<'_>),
+    ) -> Poll<Result<bool, ReadError>> {
+        let Self { recv, decoder, .. } = self;
+        scratch::with(|scratch| {
+            let count = ready!(PollRecv::poll_read(recv, cx, &mut scratch.wire))?;
+            let bytes = count.map(|count| &scratch.wire[..count]);
+            decoder.feed(bytes.unwrap_or_default(), &mut |frame| sink(Inbound::Message(frame)));
+            Poll::Ready(Ok(bytes.is_some()))
+        })
+    }
+
     /// The stream is done for: with the peer's close, if it said goodbye.
     fn ended(&mut self, sink: &mut dyn FnMut(Inbound<'_>)) -> Poll<Result<(), TransportError>> {
         if std::mem::replace(&mut self.closed, true) {
@@ -125,36 +140,27 @@ impl Transport for Quic {
         if self.closed {
             return Poll::Ready(Err(TransportError::Closed));
         }
-        let datagrams = self.take_datagrams(cx, sink);
+        let mut given = self.take_datagrams(cx, sink);
         for _ in 0..READS_MAX {
-            let mut given = datagrams;
-            let Self { recv, decoder, .. } = self;
-            let read = scratch::with(|scratch| {
-                let read = PollRecv::poll_read(recv, cx, &mut scratch.wire)?;
-                Poll::Ready(Ok::<_, ReadError>(match ready!(read) {
-                    Some(count) => {
-                        decoder.feed(&scratch.wire[..count], &mut |frame| {
-                            given = true;
-                            sink(Inbound::Message(frame));
-                        });
-                        true
-                    }
-                    None => false,
-                }))
-            });
-            match read {
+            let read = match self.read(cx, &mut |inbound| {
+                given = true;
+                sink(inbound);
+            }) {
+                Poll::Ready(read) => read,
                 Poll::Pending if given => return Poll::Ready(Ok(())),
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(true)) if given => return Poll::Ready(Ok(())),
-                Poll::Ready(Ok(true)) => match self.decoder.violation() {
-                    Some(violation) => return Poll::Ready(Err(violation.into())),
-                    None => {}
-                },
-                Poll::Ready(Ok(false)) => return self.ended(sink),
-                Poll::Ready(Err(ReadError::Reset(_) | ReadError::InvalidReset(_))) => {
+            };
+            match read {
+                Ok(true) if given => return Poll::Ready(Ok(())),
+                Ok(true) => {
+                    if let Some(violation) = self.decoder.violation() {
+                        return Poll::Ready(Err(violation.into()));
+                    }
+                }
+                Err(ReadError::Reset(_) | ReadError::InvalidReset(_)) => {
                     return Poll::Ready(Err(TransportError::Gone));
                 }
-                Poll::Ready(Err(_)) => return self.ended(sink),
+                Ok(false) | Err(_) => return self.ended(sink),
             }
         }
         cx.waker().wake_by_ref();
