@@ -179,6 +179,22 @@ async fn a_reset_of_one_side_reaches_the_other() {
 }
 
 #[tokio::test]
+async fn a_reset_waits_out_a_black_hole_too() {
+    let target = target().await;
+    let proxy = proxy(target.local_addr().unwrap(), |_| {}).await;
+    let (mut client, mut server) = connect(&proxy, &target).await;
+    client.write_all(b"open").await.unwrap();
+    assert_eq!(read(&mut server, 4).await, b"open");
+    proxy.black_hole(Carriers::Tcp, true);
+    client.set_zero_linger().unwrap();
+    drop(client);
+    let early = tokio::time::timeout(A_WHILE, server.read(&mut [0; 1])).await;
+    assert!(early.is_err(), "the reset came out of the hole");
+    proxy.black_hole(Carriers::Tcp, false);
+    ends_in_a_reset(&mut server).await;
+}
+
+#[tokio::test]
 async fn a_dead_target_is_a_reset_and_counted() {
     let gone = target().await;
     let address = gone.local_addr().unwrap();
