@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 /// Type a line to send it; end with Ctrl-D.
 #[derive(Parser)]
 struct Arguments {
-    /// The gateway: wss://host[:port], or ws:// to this host.
+    /// The gateway: chappe://host[:port] (QUIC or WebSocket), wss://host[:port], or ws:// to this host.
     #[arg(long, default_value = "ws://127.0.0.1:7440")]
     url: String,
     /// A file that holds the token (`chappe token` makes one); secrets do not belong into arguments.
@@ -45,7 +45,9 @@ async fn main() -> anyhow::Result<()> {
         builder = builder.state_dir(path);
     }
     let client = builder.connect().await?;
-    eprintln!("connected; lines go to {} in plain text", arguments.to);
+    if let State::Connected { carrier, .. } = client.state() {
+        eprintln!("connected by {}; lines go to {} in plain text", carrier.as_str(), arguments.to);
+    }
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     loop {
         tokio::select! {

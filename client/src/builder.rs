@@ -2,7 +2,7 @@
 
 use crate::client::Client;
 use crate::connector::{Connector, TcpConnector};
-use crate::endpoint::{Endpoint, Security};
+use crate::endpoint::{Endpoint, Quic, Security};
 use crate::error::ClientError;
 use crate::token::TokenSource;
 use crate::world::SystemWorld;
@@ -88,6 +88,8 @@ pub(crate) struct Settings {
     pub(crate) token: Arc<dyn TokenSource>,
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) security: Security,
+    /// For addresses that ask for it.
+    pub(crate) quic: Option<Quic>,
     pub(crate) role: Role,
     pub(crate) connector: Arc<dyn Connector>,
     pub(crate) world: Arc<dyn World>,
@@ -130,7 +132,7 @@ impl Builder {
         self
     }
 
-    /// A TLS configuration of your own.
+    /// A TLS configuration of your own; QUIC and WebTransport need TLS 1.3 in it.
     pub fn tls(mut self, config: Arc<rustls::ClientConfig>) -> Self {
         self.tls = Some(config);
         self
@@ -154,7 +156,7 @@ impl Builder {
         self
     }
 
-    /// How byte streams are made; default TCP.
+    /// How byte streams are made and names resolved; default TCP and the system.
     pub fn connector(mut self, connector: Arc<dyn Connector>) -> Self {
         self.connector = connector;
         self
@@ -205,12 +207,14 @@ impl Builder {
             return Err(ClientError::Invalid("bounds must be at least 1"));
         }
         let security = Security::new(&endpoint, self.tls, self.roots_pem.as_deref())?;
+        let quic = Quic::new(&endpoint, &security)?;
         Ok(Settings {
             endpoint,
             device,
             token,
             state_dir: self.state_dir,
             security,
+            quic,
             role: self.role,
             connector: self.connector,
             world: self.world,

@@ -1,28 +1,45 @@
-//! Messages over an upgraded stream: one reader and one writer, each a future that is polled until the connection ends,
-//! since fastwebsockets may not be cancelled between two awaits. **Invariant:** a message never exceeds its bound, whole
-//! or in fragments; at most [`QUEUE`] messages wait in each direction.
+//! What carries a session: messages in, messages out, whatever lies below. **Invariant:** at most [`QUEUE`] messages wait in
+//! each direction; reader and writer are polled until the connection ends, never cancelled between two awaits.
 
-use crate::socket::Upgraded;
-use bytes::{Buf as _, Bytes, BytesMut};
+pub(crate) mod frames;
+pub(crate) mod quiet;
+pub(crate) mod stream;
+pub(crate) mod websocket;
+
+use crate::reconnect::End;
+use bytes::Bytes;
 use chappe_protocol::time::Millis;
-use chappe_protocol::world::World;
-use fastwebsockets::{Frame, OpCode, Payload, Role, WebSocketError, WebSocketRead, WebSocketWrite};
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, ReadBuf, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc};
 
 /// Messages that wait between the socket and the driver.
 pub(crate) const QUEUE: usize = 2;
-/// RFC 6455 §5.5.
-const CONTROL_BYTES_MAX: usize = 125;
-/// Smaller messages are copied out of the read buffer, so that a payload that is kept does not keep a large buffer.
-const COPY_BELOW_BYTES: usize = 32 * 1024;
 /// The server must take a message within this.
 const WRITE_TIMEOUT: Millis = Millis::from_secs(20);
+
+/// What carries a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Carrier {
+    /// RFC 6455, over TLS and TCP.
+    WebSocket,
+    /// RFC 9000: one stream, and datagrams for what is ephemeral.
+    Quic,
+    /// The same over HTTP/3, as browsers do it.
+    WebTransport,
+}
+
+impl Carrier {
+    /// A stable word for people and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::Quic => "quic",
+            Self::WebTransport => "webtransport",
+        }
+    }
+}
 
 /// What came in.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,6 +61,8 @@ pub(crate) enum Incoming {
 #[derive(Debug)]
 pub(crate) enum Outbound {
     Message(Vec<u8>),
+    /// May be lost on the way, where the carrier has a way for that.
+    Lossy(Vec<u8>),
     Pong(Vec<u8>),
     /// The last one.
     Close(u16),
@@ -72,177 +91,29 @@ impl Meter {
     pub(crate) fn is_arriving(&self) -> bool {
         self.bytes() > self.framed.load(Ordering::Relaxed)
     }
-}
 
-/// The read half with what was read before it.
-struct Metered<R> {
-    inner: R,
-    rest: BytesMut,
-    meter: Arc<Meter>,
-}
+    fn on_read(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
 
-impl<R: AsyncRead + Unpin> AsyncRead for Metered<R> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        if self.rest.is_empty() {
-            std::task::ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-        } else {
-            let count = self.rest.len().min(buf.remaining());
-            buf.put_slice(&self.rest[..count]);
-            self.rest.advance(count);
-        }
-        self.meter.bytes.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
-        self.meter.wake.notify_one();
-        Poll::Ready(Ok(()))
+    /// So many of the bytes that were read are a whole frame.
+    fn on_framed(&self, bytes: u64) {
+        self.framed.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
-/// The read half, until [`Reader::run`].
-pub(crate) struct Reader {
-    socket: WebSocketRead<Metered<ReadHalf<Box<dyn crate::connector::Io>>>>,
-    meter: Arc<Meter>,
-    message_bytes_max: usize,
-}
+pub(crate) type ReaderRun = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Ends well after a close was written.
+pub(crate) type WriterRun = Pin<Box<dyn Future<Output = Result<(), End>> + Send>>;
 
-/// The write half, until [`Writer::run`].
-pub(crate) struct Writer {
-    socket: WebSocketWrite<WriteHalf<Box<dyn crate::connector::Io>>>,
-    world: Arc<dyn World>,
-}
-
-/// Splits an upgraded stream.
-pub(crate) fn split(
-    upgraded: Upgraded,
-    message_bytes_max: usize,
-    world: Arc<dyn World>,
-) -> (Reader, Writer, Arc<Meter>) {
-    let meter = Arc::new(Meter::default());
-    let (read, write) = tokio::io::split(upgraded.io);
-    let read = Metered { inner: read, rest: upgraded.rest, meter: meter.clone() };
-    let (mut read, write) = fastwebsockets::after_handshake_split(read, write, Role::Client);
-    read.set_auto_close(false);
-    read.set_auto_pong(false);
-    // The library refuses `>=`, before it takes memory for the frame.
-    read.set_max_message_size(message_bytes_max + 1);
-    (Reader { socket: read, meter: meter.clone(), message_bytes_max }, Writer { socket: write, world }, meter)
-}
-
-impl Reader {
-    /// Reads until the end, which is the last thing sent to `out`; then rests for ever.
-    pub(crate) async fn run(mut self, out: mpsc::Sender<Incoming>) {
-        let mut fragments: Option<BytesMut> = None;
-        loop {
-            let incoming = match self.next(&mut fragments).await {
-                Ok(Some(incoming)) => incoming,
-                Ok(None) => continue,
-                Err(why) => Incoming::Failed(why),
-            };
-            let last = matches!(incoming, Incoming::Close { .. } | Incoming::Failed(_));
-            if out.send(incoming).await.is_err() || last {
-                return std::future::pending().await;
-            }
-        }
-    }
-
-    async fn next(&mut self, fragments: &mut Option<BytesMut>) -> Result<Option<Incoming>, String> {
-        let frame = self
-            .socket
-            .read_frame(&mut |_| async { Ok::<(), io::Error>(()) })
-            .await
-            .map_err(|error: WebSocketError| format!("the connection broke: {error}"))?;
-        let length = frame.payload.len();
-        self.meter.framed.fetch_add(frame_bytes(length), Ordering::Relaxed);
-        let bytes = match frame.payload {
-            Payload::Bytes(bytes) => bytes,
-            Payload::Owned(bytes) => BytesMut::from(&bytes[..]),
-            Payload::Borrowed(bytes) => BytesMut::from(bytes),
-            Payload::BorrowedMut(bytes) => BytesMut::from(&bytes[..]),
-        };
-        match frame.opcode {
-            OpCode::Ping | OpCode::Pong | OpCode::Close if length > CONTROL_BYTES_MAX => {
-                Err("the server sent a control frame larger than 125 bytes".to_owned())
-            }
-            OpCode::Ping => Ok(Some(Incoming::Ping(bytes.to_vec()))),
-            OpCode::Pong => Ok(Some(Incoming::Pong)),
-            OpCode::Close => Ok(Some(close_of(&bytes))),
-            OpCode::Text => Err("the server sent text, chappe.v1 is binary".to_owned()),
-            OpCode::Binary if fragments.is_some() => Err("the server mixed two messages".to_owned()),
-            OpCode::Binary if frame.fin => Ok(Some(Incoming::Message(keep(bytes)))),
-            OpCode::Binary => {
-                *fragments = Some(BytesMut::from(&bytes[..]));
-                Ok(None)
-            }
-            OpCode::Continuation => {
-                let Some(mut whole) = fragments.take() else {
-                    return Err("the server continued no message".to_owned());
-                };
-                if whole.len() + length > self.message_bytes_max {
-                    return Err("the server sent a message larger than the limit".to_owned());
-                }
-                whole.extend_from_slice(&bytes);
-                if frame.fin {
-                    return Ok(Some(Incoming::Message(whole.freeze())));
-                }
-                *fragments = Some(whole);
-                Ok(None)
-            }
-        }
-    }
-}
-
-impl Writer {
-    /// Writes until a close is written or something fails; says which by `Ok` and `Err`.
-    pub(crate) async fn run(mut self, mut messages: mpsc::Receiver<Outbound>) -> Result<(), String> {
-        while let Some(outbound) = messages.recv().await {
-            let last = matches!(outbound, Outbound::Close(_));
-            match tokio::time::timeout(WRITE_TIMEOUT.to_std(), self.write(outbound)).await {
-                Ok(Ok(())) if last => return Ok(()),
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(format!("the connection broke: {error}")),
-                Err(_) => return Err("the server takes nothing".to_owned()),
-            }
-        }
-        Ok(())
-    }
-
-    async fn write(&mut self, outbound: Outbound) -> Result<(), WebSocketError> {
-        let (opcode, bytes) = match outbound {
-            Outbound::Message(bytes) => (OpCode::Binary, bytes),
-            Outbound::Pong(bytes) => (OpCode::Pong, bytes),
-            Outbound::Close(code) => (OpCode::Close, code.to_be_bytes().to_vec()),
-        };
-        let mut mask = [0; 4];
-        self.world.fill_random(&mut mask);
-        self.socket.write_frame(Frame::new(true, opcode, Some(mask), Payload::Owned(bytes))).await?;
-        self.socket.flush().await
-    }
-}
-
-/// Bytes of an unmasked frame on the wire.
-fn frame_bytes(payload: usize) -> u64 {
-    let head = match payload {
-        0..=125 => 2,
-        126..=65_535 => 4,
-        _ => 10,
-    };
-    head + payload as u64
-}
-
-fn keep(bytes: BytesMut) -> Bytes {
-    if bytes.len() < COPY_BELOW_BYTES { Bytes::copy_from_slice(&bytes) } else { bytes.freeze() }
-}
-
-fn close_of(bytes: &[u8]) -> Incoming {
-    match bytes.split_at_checked(2) {
-        // RFC 6455 §7.1.5: no code is 1005.
-        None => Incoming::Close { code: 1005, reason: "no reason given".to_owned() },
-        Some((code, reason)) => Incoming::Close {
-            code: u16::from_be_bytes([code[0], code[1]]),
-            reason: String::from_utf8_lossy(reason).into_owned(),
-        },
-    }
+/// A carrier whose own handshake is over; nothing was said on it yet. Dropped, it hangs up.
+pub(crate) struct Wire {
+    pub(crate) carrier: Carrier,
+    pub(crate) reader: ReaderRun,
+    pub(crate) writer: WriterRun,
+    pub(crate) incoming: mpsc::Receiver<Incoming>,
+    pub(crate) out: mpsc::Sender<Outbound>,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) line: Option<stream::Line>,
 }

@@ -39,7 +39,11 @@ struct Shared {
 }
 
 impl Client {
-    /// Settings for a client of the gateway at `url`: `wss://host[:port]`, or `ws://` to this host.
+    /// Settings for a client of the gateway at `url`, port 443 by default:
+    /// - `chappe://host[:port]`: QUIC or WebSocket, whichever is there first (same port number in UDP and TCP);
+    /// - `wss://host[:port]`: WebSocket only, or `ws://`, without TLS, to this host;
+    /// - `chappe+quic://host[:port]`: QUIC only;
+    /// - `chappe+webtransport://host[:port]`: WebTransport only.
     pub fn builder(url: impl Into<String>) -> Builder {
         Builder::new(url.into())
     }
@@ -202,6 +206,12 @@ impl Client {
     /// Connects now instead of waiting, and takes the session back after [`State::Superseded`].
     pub fn reconnect(&self) {
         let _ = self.shared.commands.try_send(Command::Reconnect);
+    }
+
+    /// The device has another network or address. A session over QUIC goes along, and where it cannot a new connection
+    /// resumes it; WebSocket connects again at once. Calling it without a change costs a ping or a reconnect.
+    pub fn network_changed(&self) {
+        let _ = self.shared.commands.try_send(Command::NetworkChanged);
     }
 
     /// Sends the last acks, says goodbye and ends. What is undecided in the outbox is sent by the next client with the

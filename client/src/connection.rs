@@ -1,7 +1,7 @@
 //! One connection from Welcome to its end. **Invariant:** everything that can happen is a [`Happening`]; what arrives is
 //! taken only while the inbox has room; a cursor is durable before its ack is sent.
 
-use crate::carrier::{Incoming, Meter, Outbound};
+use crate::carrier::{Carrier, Incoming, Meter, Outbound, Wire};
 use crate::driver::{Command, Driver, sleep_until};
 use crate::error::ClientError;
 use crate::establish::Established;
@@ -19,6 +19,7 @@ use tokio::sync::mpsc::Permit;
 /// A failed renewal of the token is tried again after this.
 const REFRESH_RETRY: Millis = Millis::from_secs(15);
 
+type Dialling = Pin<Box<dyn Future<Output = Result<Wire, End>> + Send>>;
 type Renewal = Pin<Box<dyn Future<Output = Result<String, TokenError>> + Send>>;
 
 /// What wakes the loop.
@@ -26,13 +27,15 @@ enum Happening<'a> {
     Stop,
     Command(Option<Command>),
     /// The writer has ended; `Ok` after a close.
-    Written(Result<(), String>),
+    Written(Result<(), End>),
     /// The writer has room for one message.
     Room(Permit<'a, Outbound>),
     /// Acks, or room in the inbox.
     Inbox,
     Incoming(Option<Incoming>),
     Token(Result<String, TokenError>),
+    /// A second connection, in another network.
+    Dialled(Result<Wire, End>),
     /// Bytes arrived, or a timer.
     Tick,
 }
@@ -40,16 +43,18 @@ enum Happening<'a> {
 impl Driver {
     /// Talks until the end.
     pub(crate) async fn converse(&mut self, established: Established) -> End {
-        let Established { mut reader, mut writer, mut incoming, out, meter, welcome, token_expires } =
-            established;
-        let mut link = self.welcome(&welcome, token_expires);
+        let Established { wire, welcome, token_expires } = established;
+        let Wire { carrier, mut reader, mut writer, mut incoming, out, meter, line: _line } = wire;
+        let mut link = self.welcome(&welcome, token_expires, carrier);
         let mut renewal: Option<Renewal> = None;
+        let mut crossing: Option<Dialling> = None;
         let mut writing = true;
         loop {
             let now = self.now();
             if let Err(end) = self.on_time(&mut link, &meter, &mut renewal, now) {
                 return end;
             }
+            self.cross(&mut link, &mut crossing, now);
             let wants_room = writing && self.wants_room(&mut link, now);
             let takes = link.close_by.is_some() || self.inbox.has_room();
             let sleep = sleep_until(now, self.next_time(&mut link, &meter, now));
@@ -60,7 +65,8 @@ impl Driver {
                 command = self.commands.recv(), if link.close_by.is_none() => Happening::Command(command),
                 () = self.inbox.changed() => Happening::Inbox,
                 room = out.reserve(), if wants_room => room.map_or(Happening::Tick, Happening::Room),
-                token = poll_renewal(&mut renewal) => Happening::Token(token),
+                token = poll_some(&mut renewal) => Happening::Token(token),
+                dialled = poll_some(&mut crossing) => Happening::Dialled(dialled),
                 message = incoming.recv(), if takes => Happening::Incoming(message),
                 () = &mut reader => Happening::Incoming(None),
                 () = meter.changed() => Happening::Tick,
@@ -71,12 +77,17 @@ impl Driver {
                     self.ending = true;
                     Err(End::Lost(String::new()))
                 }
-                Happening::Command(command) => self.on_command(&mut link, command),
+                Happening::Command(command) => self.on_command(&mut link, carrier, command),
                 Happening::Written(Ok(())) => {
                     writing = false;
                     Ok(())
                 }
-                Happening::Written(Err(why)) => Err(End::Lost(why)),
+                Happening::Written(Err(end)) => {
+                    if end == End::BlackHole {
+                        self.dialer.on_bad_quic(self.now());
+                    }
+                    Err(end)
+                }
                 Happening::Room(room) => {
                     if let Some(outbound) = self.next_outbound(&mut link) {
                         room.send(outbound);
@@ -94,6 +105,15 @@ impl Driver {
                     self.on_token(&mut link, result);
                     Ok(())
                 }
+                Happening::Dialled(Ok(wire)) => {
+                    // The old one is closed before the new one says Hello: what it would be told is meant for nobody.
+                    self.ready = Some(wire);
+                    Err(End::Roamed)
+                }
+                Happening::Dialled(Err(_)) => {
+                    crossing = None;
+                    Ok(())
+                }
                 Happening::Tick => Ok(()),
             };
             self.tell_finished();
@@ -107,6 +127,7 @@ impl Driver {
         &mut self,
         welcome: &chappe_protocol::frame::Welcome,
         token_expires: Option<UnixMillis>,
+        carrier: Carrier,
     ) -> Link {
         let now = self.now();
         let settings = self.settings.clone();
@@ -115,11 +136,28 @@ impl Driver {
         self.inbox.begin(welcome);
         let limits = sane(welcome.limits);
         self.tell_limits(limits);
-        self.enter(State::Connected { resumed: welcome.resumed, epoch: welcome.epoch });
+        self.enter(State::Connected { resumed: welcome.resumed, epoch: welcome.epoch, carrier });
         let mut link = Link::new(now, limits, &*settings.world);
         let margin = settings.tuning.token_margin;
         link.plan_refresh(now, settings.world.wall(), token_expires, margin, &*settings.world);
         link
+    }
+
+    /// In another network: dials beside a connection that does not answer there, until it does.
+    fn cross(&self, link: &mut Link, crossing: &mut Option<Dialling>, now: Time) {
+        match &mut link.roam {
+            None => *crossing = None,
+            Some(roam) if roam.dial_at.is_some_and(|at| at <= now) => {
+                roam.dial_at = None;
+                let (settings, dialer) = (self.settings.clone(), self.dialer.clone());
+                *crossing = Some(Box::pin(async move {
+                    let late = |_| Err(End::Lost("no second connection in time".to_owned()));
+                    let patience = settings.tuning.connect_timeout.to_std();
+                    tokio::time::timeout(patience, dialer.dial(&settings)).await.unwrap_or_else(late)
+                }));
+            }
+            Some(_) => {}
+        }
     }
 
     /// Does what is due.
@@ -185,6 +223,7 @@ impl Driver {
             link.refresh_at,
             link.move_at,
             link.close_by,
+            link.roam.as_ref().and_then(|roam| roam.dial_at),
             self.outbox.next_time(),
             link.answer_by(self.outbox.oldest_flight()),
             paced,
@@ -220,13 +259,15 @@ impl Driver {
             tracing::debug!(submit = %submit.submit_id, attempt = submit.attempt, "submit sent");
             ClientFrame::Submit(submit)
         } else {
-            ClientFrame::Submit(link.pop_ephemeral()?)
+            let frame = ClientFrame::Submit(link.pop_ephemeral()?);
+            link.on_sent(now);
+            return Some(Outbound::Lossy(frame.encode()));
         };
         link.on_sent(now);
         Some(Outbound::Message(frame.encode()))
     }
 
-    fn on_command(&mut self, link: &mut Link, command: Option<Command>) -> Result<(), End> {
+    fn on_command(&mut self, link: &mut Link, carrier: Carrier, command: Option<Command>) -> Result<(), End> {
         let asked = self.intake(command).map_err(End::Fatal)?;
         for submit in asked.ephemeral {
             link.push_ephemeral(submit);
@@ -236,6 +277,11 @@ impl Driver {
             link.close_by = Some(self.now() + self.settings.tuning.close_timeout);
         } else if asked.disconnect {
             return Err(End::Lost("disconnected by the application".to_owned()));
+        } else if asked.network_changed {
+            if !self.rebind() || carrier == Carrier::WebSocket {
+                return Err(End::Roamed);
+            }
+            link.on_roamed(self.now());
         }
         Ok(())
     }
@@ -296,7 +342,10 @@ impl Driver {
                 self.inbox.on_upto(upto);
                 self.inbox.put(Event::BacklogEnd);
             }
-            ServerFrame::Pong { upto, .. } => self.inbox.on_upto(upto),
+            ServerFrame::Pong { nonce, upto } => {
+                link.on_pong(nonce);
+                self.inbox.on_upto(upto);
+            }
             ServerFrame::SubmitResult(result) => {
                 tracing::debug!(submit = %result.submit_id, attempt = result.attempt, "submit answered");
                 self.outbox.on_result(now, result, &*settings.world);
@@ -326,9 +375,9 @@ impl Driver {
     }
 }
 
-async fn poll_renewal(renewal: &mut Option<Renewal>) -> Result<String, TokenError> {
-    match renewal {
-        Some(renewal) => renewal.await,
+async fn poll_some<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
         None => std::future::pending().await,
     }
 }

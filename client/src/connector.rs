@@ -1,7 +1,8 @@
-//! How a byte stream to the gateway is made. **Invariant:** the only place that knows about TCP.
+//! How a byte stream to the gateway is made, and where its UDP port is. **Invariant:** the only place that knows about TCP.
 
 use async_trait::async_trait;
 use std::io;
+use std::net::SocketAddr;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -15,6 +16,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
 pub trait Connector: Send + Sync + 'static {
     /// Connects to `host` (a name or an address, without brackets) on `port`. The SDK gives it the time it has left.
     async fn connect(&self, host: &str, port: u16) -> io::Result<Box<dyn Io>>;
+
+    /// The addresses of `host`, the best first, for QUIC and WebTransport. By default the system's answer.
+    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        Ok(tokio::net::lookup_host((host, port)).await?.collect())
+    }
 }
 
 /// TCP with `TCP_NODELAY`, names resolved by the system.

@@ -2,6 +2,8 @@
 //! decided by [`Reconnect`] alone.
 
 use crate::builder::Settings;
+use crate::carrier::Wire;
+use crate::dial::Dialer;
 use crate::disk::Disk;
 use crate::error::ClientError;
 use crate::establish::{Failed, Greeting, establish};
@@ -28,6 +30,7 @@ pub(crate) enum Command {
     Ephemeral(Submit),
     Disconnect,
     Reconnect,
+    NetworkChanged,
     Close,
 }
 
@@ -55,9 +58,11 @@ struct Waiter {
 
 /// What a batch of commands asks for beside its submits, which are in the outbox already.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent wishes, of which a batch may hold any")]
 pub(crate) struct Asked {
     pub(crate) disconnect: bool,
     pub(crate) reconnect: bool,
+    pub(crate) network_changed: bool,
     pub(crate) close: bool,
     pub(crate) ephemeral: Vec<Submit>,
 }
@@ -65,6 +70,9 @@ pub(crate) struct Asked {
 /// The task of one client.
 pub(crate) struct Driver {
     pub(crate) settings: Arc<Settings>,
+    pub(crate) dialer: Arc<Dialer>,
+    /// Dialled beside a connection that this network has cut off; the next Hello is said on it.
+    pub(crate) ready: Option<Wire>,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) inbox: Inbox,
     pub(crate) outbox: Outbox,
@@ -91,6 +99,8 @@ pub(crate) async fn run(settings: Settings, seams: Seams) {
     let outbox = Outbox::new(tuning.lane_depth);
     let mut driver = Driver {
         settings: Arc::new(settings),
+        dialer: Arc::default(),
+        ready: None,
         commands,
         inbox,
         outbox,
@@ -110,6 +120,7 @@ pub(crate) async fn run(settings: Settings, seams: Seams) {
         Ok(()) => driver.live().await,
         Err(error) => State::Failed(error),
     };
+    driver.dialer.udp.part().await;
     driver.finish(last);
 }
 
@@ -194,7 +205,9 @@ impl Driver {
             cursor: progress.cursor,
             resume_token: self.resume_token.clone(),
         };
-        let mut dialling = std::pin::pin!(establish(self.settings.clone(), greeting));
+        let ready = self.ready.take();
+        let mut dialling =
+            std::pin::pin!(establish(self.settings.clone(), self.dialer.clone(), ready, greeting));
         let established = loop {
             let command = tokio::select! {
                 biased;
@@ -212,6 +225,11 @@ impl Driver {
                 Ok(asked) if asked.disconnect => {
                     self.reconnect.on_abandoned(self.now());
                     return End::Lost("disconnected by the application".to_owned());
+                }
+                Ok(asked) if asked.network_changed => {
+                    self.reconnect.on_abandoned(self.now());
+                    self.rebind();
+                    return End::Roamed;
                 }
                 Ok(_) => self.outbox.on_time(self.now()),
                 Err(error) => return End::Fatal(error),
@@ -252,7 +270,11 @@ impl Driver {
                 if asked.close {
                     return Ok(());
                 }
-                if asked.reconnect {
+                if asked.network_changed {
+                    self.rebind();
+                }
+                // Another network gives nobody the session back that another socket took.
+                if asked.reconnect || (asked.network_changed && until.is_some()) {
                     self.reconnect.reset();
                     return Ok(());
                 }
@@ -263,6 +285,15 @@ impl Driver {
                 return Ok(());
             }
         }
+    }
+
+    /// Sockets in the present network; returns whether there are any.
+    pub(crate) fn rebind(&self) -> bool {
+        let rebound = self.dialer.udp.rebind();
+        if let Err(error) = &rebound {
+            tracing::debug!(%error, "no UDP socket in the new network");
+        }
+        rebound.is_ok()
     }
 
     /// Takes a command and those behind it; submits are durable, if they can be, and in the outbox when this returns.
@@ -280,6 +311,7 @@ impl Driver {
                 Command::Ephemeral(submit) => asked.ephemeral.push(submit),
                 Command::Disconnect => asked.disconnect = true,
                 Command::Reconnect => asked.reconnect = true,
+                Command::NetworkChanged => asked.network_changed = true,
                 Command::Close => asked.close = true,
             }
             let full = submits.len() + asked.ephemeral.len() >= BATCH;

@@ -1,15 +1,39 @@
-//! Where the gateway is and how the way there is secured. **Invariant:** no plaintext unless asked for by `ws://`.
+//! Where the gateway is, by which carrier and how secured. **Invariant:** no plaintext unless asked for by `ws://`, and no UDP
+//! by `ws://` and `wss://`.
 
+use crate::carrier::Carrier;
 use crate::error::ClientError;
+use crate::udp;
+use quinn::crypto::rustls::QuicClientConfig;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use std::net::IpAddr;
 use std::sync::Arc;
+use url::Url;
+
+/// Which carriers an address allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    WebSocket,
+    Quic,
+    WebTransport,
+    /// QUIC or WebSocket, whichever is there first.
+    Automatic,
+}
+
+const SCHEMES: [(&str, Way, bool); 5] = [
+    ("wss://", Way::WebSocket, true),
+    ("ws://", Way::WebSocket, false),
+    ("chappe://", Way::Automatic, true),
+    ("chappe+quic://", Way::Quic, true),
+    ("chappe+webtransport://", Way::WebTransport, true),
+];
 
 /// A parsed address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
+    pub(crate) way: Way,
     pub(crate) tls: bool,
     /// Without brackets.
     pub(crate) host: String,
@@ -20,16 +44,18 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Reads `wss://host[:port][/path]` or `ws://…`; the path defaults to `/v1/connect`.
+    /// Reads `scheme://host[:port][/path]`, the path where there is HTTP; it defaults to `/v1/connect`.
     pub(crate) fn parse(url: &str) -> Result<Self, ClientError> {
-        let (tls, rest) = if let Some(rest) = url.strip_prefix("wss://") {
-            (true, rest)
-        } else if let Some(rest) = url.strip_prefix("ws://") {
-            (false, rest)
-        } else {
-            return Err(ClientError::Address("it begins with wss:// (or ws://)"));
+        let known = |(scheme, way, tls): &(&str, Way, bool)| Some((url.strip_prefix(scheme)?, *way, *tls));
+        let Some((rest, way, tls)) = SCHEMES.iter().find_map(known) else {
+            return Err(ClientError::Address(
+                "it begins with wss://, chappe://, chappe+quic:// or chappe+webtransport:// (or ws://)",
+            ));
         };
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        if way == Way::Quic && !matches!(path, "" | "/") {
+            return Err(ClientError::Address("chappe+quic:// has no path"));
+        }
         let path = if path.is_empty() || path == "/" { "/v1/connect" } else { path };
         let good = |b: u8| b.is_ascii_graphic() && !matches!(b, b'@' | b'?' | b'#' | b'\\');
         if !authority.bytes().all(good) || !path.bytes().all(good) {
@@ -40,7 +66,20 @@ impl Endpoint {
         if host.is_empty() {
             return Err(ClientError::Address("the host is missing"));
         }
-        Ok(Self { tls, host: host.to_owned(), port, authority: authority.to_owned(), path: path.to_owned() })
+        Ok(Self {
+            way,
+            tls,
+            host: host.to_owned(),
+            port,
+            authority: authority.to_owned(),
+            path: path.to_owned(),
+        })
+    }
+
+    /// As HTTP/3 names it.
+    fn https(&self) -> Result<Url, ClientError> {
+        Url::parse(&format!("https://{}{}", self.authority, self.path))
+            .map_err(|_| ClientError::Address("the host is no name that a URL could have"))
     }
 
     fn split_port(authority: &str, default: u16) -> Result<(&str, u16), ClientError> {
@@ -118,6 +157,58 @@ impl Security {
     }
 }
 
+/// What a native client asks for (RFC 7301).
+const ALPN: &[u8] = b"chappe/1";
+const ALPN_H3: &[u8] = b"h3";
+
+/// QUIC's side of the TLS settings.
+pub(crate) struct Quic {
+    native: quinn::ClientConfig,
+    http3: quinn::ClientConfig,
+    /// Of the WebTransport request.
+    pub(crate) url: Url,
+}
+
+impl Quic {
+    /// `None`: the address asks for WebSocket.
+    pub(crate) fn new(endpoint: &Endpoint, security: &Security) -> Result<Option<Self>, ClientError> {
+        let Security::Tls { config, name } = security else { return Ok(None) };
+        if endpoint.way == Way::WebSocket {
+            return Ok(None);
+        }
+        let made = |alpn: &[u8]| Self::config_of(config, name, alpn);
+        Ok(Some(Self { native: made(ALPN)?, http3: made(ALPN_H3)?, url: endpoint.https()? }))
+    }
+
+    pub(crate) fn config(&self, carrier: Carrier) -> &quinn::ClientConfig {
+        match carrier {
+            Carrier::WebTransport => &self.http3,
+            Carrier::Quic | Carrier::WebSocket => &self.native,
+        }
+    }
+
+    fn config_of(
+        tls: &ClientConfig,
+        name: &ServerName<'static>,
+        alpn: &[u8],
+    ) -> Result<quinn::ClientConfig, ClientError> {
+        let mut tls = tls.clone();
+        tls.alpn_protocols = vec![alpn.to_vec()];
+        // Nothing that a session says is safe to repeat.
+        tls.enable_early_data = false;
+        let tls = Arc::new(tls);
+        // Found out now: quinn would panic at the first connection.
+        let version = rustls::quic::Version::V1;
+        rustls::quic::ClientConnection::new(tls.clone(), version, name.clone(), Vec::new())
+            .map_err(|error| ClientError::Tls(format!("QUIC needs TLS 1.3: {error}")))?;
+        let tls = QuicClientConfig::try_from(tls)
+            .map_err(|error| ClientError::Tls(format!("QUIC needs TLS 1.3: {error}")))?;
+        let mut config = quinn::ClientConfig::new(Arc::new(tls));
+        config.transport_config(Arc::new(udp::transport()));
+        Ok(config)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +236,48 @@ mod tests {
             let got = Endpoint::parse(url).ok();
             let got = got.as_ref().map(|e| (e.tls, e.host.as_str(), e.port, e.path.as_str()));
             assert_eq!(got, want, "{url}");
+        }
+    }
+
+    #[test]
+    fn schemes_name_the_carrier() {
+        for (url, want) in [
+            ("chappe://chat.example", Some((Way::Automatic, 443, "/v1/connect"))),
+            ("chappe://chat.example:7440/other", Some((Way::Automatic, 7440, "/other"))),
+            ("chappe+quic://[::1]:7440", Some((Way::Quic, 7440, "/v1/connect"))),
+            ("chappe+quic://chat.example/", Some((Way::Quic, 443, "/v1/connect"))),
+            ("chappe+quic://chat.example/path", None),
+            ("chappe+webtransport://chat.example/wt", Some((Way::WebTransport, 443, "/wt"))),
+            ("chappe+ws://chat.example", None),
+            ("wss://chat.example", Some((Way::WebSocket, 443, "/v1/connect"))),
+        ] {
+            let got = Endpoint::parse(url).ok();
+            assert!(got.as_ref().is_none_or(|e| e.tls), "{url}");
+            assert_eq!(got.as_ref().map(|e| (e.way, e.port, e.path.as_str())), want, "{url}");
+        }
+    }
+
+    #[test]
+    fn tls_without_its_version_1_3_is_refused_for_quic_and_good_for_websocket() {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let old = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        let old = Arc::new(old);
+        for (url, good) in [
+            ("chappe://a", false),
+            ("chappe+quic://a", false),
+            ("chappe+webtransport://a", false),
+            ("wss://a", true),
+        ] {
+            let endpoint = Endpoint::parse(url).unwrap();
+            let security = Security::new(&endpoint, Some(old.clone()), None).unwrap();
+            match Quic::new(&endpoint, &security) {
+                Ok(quic) => assert!(good && quic.is_none(), "{url}"),
+                Err(error) => assert!(!good && error.to_string().contains("TLS 1.3"), "{url}: {error}"),
+            }
         }
     }
 

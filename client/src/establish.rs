@@ -1,31 +1,22 @@
 //! From nothing to Welcome. **Invariant:** one deadline over all of it but the token; nothing of the driver is borrowed.
 
 use crate::builder::Settings;
-use crate::carrier::{self, Incoming, Meter, Outbound, QUEUE};
+use crate::carrier::{Carrier, Incoming, Outbound, Wire};
+use crate::dial::Dialer;
 use crate::reconnect::End;
-use crate::socket;
 use crate::token::{TokenError, TokenReason, expiry};
 use bytes::Bytes;
 use chappe_protocol::close::ErrorScope;
 use chappe_protocol::frame::{ClientFrame, Cursor, FrameError, Hello, Secret, ServerFrame, Welcome};
 use chappe_protocol::time::{Millis, UnixMillis};
-use std::pin::Pin;
 use std::sync::Arc;
-use tokio::sync::mpsc;
 
 /// A token source may ask a person's keychain or a server.
 const TOKEN_TIMEOUT: Millis = Millis::from_secs(60);
 
-pub(crate) type ReaderRun = Pin<Box<dyn Future<Output = ()> + Send>>;
-pub(crate) type WriterRun = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
-
 /// A connection that was welcomed.
 pub(crate) struct Established {
-    pub(crate) reader: ReaderRun,
-    pub(crate) writer: WriterRun,
-    pub(crate) incoming: mpsc::Receiver<Incoming>,
-    pub(crate) out: mpsc::Sender<Outbound>,
-    pub(crate) meter: Arc<Meter>,
+    pub(crate) wire: Wire,
     pub(crate) welcome: Welcome,
     pub(crate) token_expires: Option<UnixMillis>,
 }
@@ -49,14 +40,33 @@ impl From<End> for Failed {
     }
 }
 
-/// Asks for a token, dials, shakes hands, says Hello and waits for Welcome.
-pub(crate) async fn establish(settings: Arc<Settings>, greeting: Greeting) -> Result<Established, Failed> {
+/// Asks for a token, dials unless a wire is `ready`, says Hello and waits for Welcome.
+pub(crate) async fn establish(
+    settings: Arc<Settings>,
+    dialer: Arc<Dialer>,
+    ready: Option<Wire>,
+    greeting: Greeting,
+) -> Result<Established, Failed> {
     let token = ask(&settings, greeting.why).await?;
-    let rest = connect(&settings, greeting, token);
-    match tokio::time::timeout(settings.tuning.connect_timeout.to_std(), rest).await {
-        Ok(result) => result,
-        Err(_) => Err(End::Lost("no Welcome in time".to_owned()).into()),
+    let mut carrier = None;
+    let rest = async {
+        let wire = match ready {
+            Some(wire) => wire,
+            None => dialer.dial(&settings).await?,
+        };
+        carrier = Some(wire.carrier);
+        greet(&settings, wire, greeting, token).await
+    };
+    let late = |_| Err(End::Lost("no Welcome in time".to_owned()).into());
+    let result = tokio::time::timeout(settings.tuning.connect_timeout.to_std(), rest).await;
+    let result = result.unwrap_or_else(late);
+    // It let a handshake through, and then nothing.
+    if carrier == Some(Carrier::Quic)
+        && let Err(Failed { end: End::Lost(_) | End::BlackHole, .. }) = &result
+    {
+        dialer.on_bad_quic(settings.world.now());
     }
+    result
 }
 
 /// A token, within [`TOKEN_TIMEOUT`].
@@ -69,17 +79,12 @@ async fn ask(settings: &Settings, why: TokenReason) -> Result<String, End> {
     }
 }
 
-async fn connect(settings: &Arc<Settings>, greeting: Greeting, token: String) -> Result<Established, Failed> {
-    let endpoint = &settings.endpoint;
-    let io = settings.connector.connect(&endpoint.host, endpoint.port).await;
-    let io = io.map_err(|error| End::Lost(format!("connect: {error}")))?;
-    let upgraded = socket::open(io, endpoint, &settings.security, &*settings.world).await?;
-    let bytes_max = settings.tuning.message_bytes_max;
-    let (reader, writer, meter) = carrier::split(upgraded, bytes_max, settings.world.clone());
-    let (incoming_in, mut incoming) = mpsc::channel(QUEUE);
-    let (out, out_rest) = mpsc::channel(QUEUE);
-    let mut reader: ReaderRun = Box::pin(reader.run(incoming_in));
-    let mut writer: WriterRun = Box::pin(writer.run(out_rest));
+async fn greet(
+    settings: &Settings,
+    mut wire: Wire,
+    greeting: Greeting,
+    token: String,
+) -> Result<Established, Failed> {
     let token_expires = expiry(&token);
     let hello = ClientFrame::Hello(Hello {
         token: Secret(token),
@@ -88,17 +93,18 @@ async fn connect(settings: &Arc<Settings>, greeting: Greeting, token: String) ->
         cursor: greeting.cursor,
         role: settings.role,
     });
-    if out.try_send(Outbound::Message(hello.encode())).is_err() {
+    if wire.out.try_send(Outbound::Message(hello.encode())).is_err() {
         return Err(End::Lost("the connection broke".to_owned()).into());
     }
     let mut retry_after = Millis(0);
     loop {
         let message = tokio::select! {
             biased;
-            message = incoming.recv() => message,
-            () = &mut reader => None,
-            ended = &mut writer => {
-                return Err(End::Lost(ended.err().unwrap_or_default()).into());
+            message = wire.incoming.recv() => message,
+            () = &mut wire.reader => None,
+            ended = &mut wire.writer => {
+                let broke = || End::Lost("the connection broke".to_owned());
+                return Err(ended.err().unwrap_or_else(broke).into());
             }
         };
         let message = match message {
@@ -112,7 +118,7 @@ async fn connect(settings: &Arc<Settings>, greeting: Greeting, token: String) ->
         };
         match ServerFrame::decode(message) {
             Ok(ServerFrame::Welcome(welcome)) => {
-                return Ok(Established { reader, writer, incoming, out, meter, welcome, token_expires });
+                return Ok(Established { wire, welcome, token_expires });
             }
             Ok(ServerFrame::Error(error)) if error.scope == ErrorScope::Connection => {
                 retry_after = Millis(error.retry_after_ms.into());

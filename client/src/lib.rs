@@ -18,6 +18,10 @@
 //! # }
 //! ```
 //!
+//! **Carriers.** The address names them: `chappe://host[:port]` takes QUIC or WebSocket, whichever is there first, and goes
+//! over to WebSocket within 10 seconds where a network begins to swallow UDP; `wss://`, `chappe+quic://` and
+//! `chappe+webtransport://` take one only. [`State::Connected`] tells which is used. A session over QUIC outlives a change of the
+//! device's address; say [`Client::network_changed`] when the system reports one.
 //! **Sending.** [`Client::submit`] resolves when every target is decided; the SDK retries the same submit over lost
 //! connections for at most 24 hours. Submits to one recipient arrive in the order of the calls.
 //! **Receiving.** Take events, store what they bring, ack. What is dropped without an ack comes again after the next
@@ -31,6 +35,7 @@ mod carrier;
 mod client;
 mod connection;
 mod connector;
+mod dial;
 mod disk;
 mod driver;
 mod endpoint;
@@ -48,9 +53,11 @@ mod state;
 #[cfg(test)]
 mod testing;
 mod token;
+mod udp;
 mod world;
 
 pub use builder::{Builder, Tuning};
+pub use carrier::Carrier;
 pub use client::{Client, Pending};
 pub use connector::{Connector, Io, TcpConnector};
 pub use error::ClientError;

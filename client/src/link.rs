@@ -15,6 +15,8 @@ const EPHEMERAL_BYTES_MAX: usize = 1024 * 1024;
 const BUSY_PING: Millis = Millis::from_secs(8);
 /// A submit that was not answered for so long, though the server is alive, is retried on another connection.
 const ANSWER_TIMEOUT: Millis = Millis::from_secs(60);
+/// The old connection may prove itself on a new path for so long, before a new one is tried beside it.
+const ROAM_PATIENCE: Millis = Millis::from_secs(1);
 /// Pings without a sign of life before the connection is given up.
 const PINGS_UNANSWERED_MAX: u32 = 2;
 
@@ -27,6 +29,8 @@ pub(crate) struct Link {
     /// The application closes: until then the last acks may leave.
     pub(crate) close_by: Option<Time>,
     pub(crate) close_sent: bool,
+    /// The device is in another network and this connection tries to follow.
+    pub(crate) roam: Option<Roam>,
     /// To be sent, most urgent first.
     pub(crate) pong: Option<Vec<u8>>,
     pub(crate) ping: Option<u64>,
@@ -45,6 +49,14 @@ pub(crate) struct Link {
     pace: Pace,
 }
 
+/// What decides whether a connection goes on in another network.
+pub(crate) struct Roam {
+    /// Of the ping that went out there.
+    nonce: u64,
+    /// Without an answer until then a second connection is made.
+    pub(crate) dial_at: Option<Time>,
+}
+
 impl Link {
     pub(crate) fn new(now: Time, limits: Limits, world: &dyn World) -> Self {
         Self {
@@ -54,6 +66,7 @@ impl Link {
             move_at: None,
             close_by: None,
             close_sent: false,
+            roam: None,
             pong: None,
             ping: None,
             ack: None,
@@ -97,6 +110,20 @@ impl Link {
         self.pinged_at = now;
         self.ping_jitter = world.random_below(256);
         Ok(())
+    }
+
+    /// The connection was moved to a new path: asks for an answer there.
+    pub(crate) fn on_roamed(&mut self, now: Time) {
+        self.nonce += 1;
+        self.ping = Some(self.nonce);
+        self.roam = Some(Roam { nonce: self.nonce, dial_at: Some(now + ROAM_PATIENCE) });
+    }
+
+    /// An answer: if it is to the ping that went out on the new path, the connection goes on there.
+    pub(crate) fn on_pong(&mut self, nonce: u64) {
+        if self.roam.as_ref().is_some_and(|roam| roam.nonce <= nonce) {
+            self.roam = None;
+        }
     }
 
     /// A fresh token ends then: renew it in time.
@@ -261,6 +288,21 @@ mod tests {
             Ok(()),
             "we do not read: not the server's fault"
         );
+    }
+
+    #[test]
+    fn only_the_answer_to_the_ping_on_the_new_path_ends_the_crossing() {
+        let world = Seeded::new(3);
+        let mut link = Link::new(Time(0), Limits::default(), &world);
+        assert_eq!(link.on_ping_due(Time(1), 1, true, &world), Ok(()));
+        let before = link.ping.take().unwrap();
+        link.on_roamed(Time(10));
+        let asked = link.ping.unwrap();
+        assert_eq!(link.roam.as_ref().unwrap().dial_at, Some(Time(1010)));
+        link.on_pong(before);
+        assert!(link.roam.is_some(), "that one took the old path");
+        link.on_pong(asked);
+        assert!(link.roam.is_none());
     }
 
     #[test]

@@ -20,6 +20,10 @@ pub(crate) enum End {
     NoToken(String),
     /// A GoAway's time has come.
     Moved,
+    /// UDP goes out and nothing comes in.
+    BlackHole,
+    /// The application says that the device is in another network.
+    Roamed,
     /// Nothing will change this.
     Fatal(ClientError),
 }
@@ -144,11 +148,24 @@ impl Reconnect {
             }
             End::Moved => {
                 let why = "the gateway asked to move".to_owned();
-                // Sent away again at once: then with a backoff, so that no gateway makes a busy loop of us.
-                let move_at = (self.attempt == 0).then_some(now);
-                self.wait(now, hint, move_at, why, false, world)
+                self.at_once(now, hint, why, world)
+            }
+            End::BlackHole => {
+                let why = "no answer by UDP any more".to_owned();
+                self.at_once(now, hint, why, world)
+            }
+            End::Roamed => {
+                self.reset();
+                self.at_once(now, hint, "another network".to_owned(), world)
             }
         }
+    }
+
+    /// Without a wait, but only the first time: what fails again at once gets a backoff, so that no gateway and no network
+    /// makes a busy loop of us.
+    fn at_once(&mut self, now: Time, hint: Millis, why: String, world: &dyn World) -> Verdict {
+        let move_at = (self.attempt == 0).then_some(now);
+        self.wait(now, hint, move_at, why, false, world)
     }
 
     fn wait(
@@ -305,6 +322,15 @@ mod tests {
         assert!(after(&reconnect.decide(Time(10), End::Moved, &world)) >= 500);
         reconnect.stood(Time(10), Time(6000));
         assert_eq!(after(&reconnect.decide(Time(6000), End::Moved, &world)), 0);
+    }
+
+    #[test]
+    fn a_black_hole_is_left_at_once_and_a_second_one_with_a_backoff() {
+        let world = Seeded::new(5);
+        let mut reconnect = Reconnect::new(MIN, MAX, Role::Main);
+        assert_eq!(after(&reconnect.decide(Time(0), End::BlackHole, &world)), 0);
+        assert!(after(&reconnect.decide(Time(0), End::BlackHole, &world)) >= 500);
+        assert_eq!(after(&reconnect.decide(Time(0), End::Roamed, &world)), 0, "the application knows better");
     }
 
     #[test]

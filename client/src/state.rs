@@ -1,5 +1,6 @@
 //! What the client is doing now. **Invariant:** after `Failed` and `Closed` no other state follows.
 
+use crate::carrier::Carrier;
 use crate::error::ClientError;
 use chappe_protocol::id::Epoch;
 use chappe_protocol::time::Millis;
@@ -18,6 +19,8 @@ pub enum State {
         resumed: bool,
         /// The session's number; 0 for a peek.
         epoch: Epoch,
+        /// What carries it.
+        carrier: Carrier,
     },
     /// Not connected; tries again by itself.
     Waiting {

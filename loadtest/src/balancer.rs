@@ -1,9 +1,10 @@
 //! Several gateways as a load balancer shows them: each new connection goes to the next one.
-//! **Invariant:** it looks at nothing but whether a TCP connection can be made.
+//! **Invariant:** it looks at nothing but whether a connection can be made.
 
 use async_trait::async_trait;
 use chappe_client::{Connector, Io, TcpConnector};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(1);
 pub struct Balancer {
     servers: Vec<(String, u16)>,
     next: AtomicUsize,
+    /// Of UDP: in a race both carriers go round, each for itself.
+    next_udp: AtomicUsize,
 }
 
 impl Balancer {
@@ -27,7 +30,9 @@ impl Balancer {
         let first = urls.first().and_then(|url| scheme(url));
         let mut servers = Vec::new();
         for url in urls {
-            let wrong = || format!("--server {url}: write wss://host:port or ws://host:port, all alike");
+            let wrong = || {
+                format!("--server {url}: write wss://host:port, chappe://host:port, … with a port, all alike")
+            };
             if first.is_none() || scheme(url) != first {
                 return Err(wrong());
             }
@@ -35,7 +40,7 @@ impl Balancer {
             let (host, port) = authority.and_then(|text| text.rsplit_once(':')).ok_or_else(wrong)?;
             servers.push((host.to_owned(), port.parse().map_err(|_| wrong())?));
         }
-        Ok(Self { servers, next: AtomicUsize::new(0) })
+        Ok(Self { servers, next: AtomicUsize::new(0), next_udp: AtomicUsize::new(0) })
     }
 }
 
@@ -54,6 +59,19 @@ impl Connector for Balancer {
         }
         Err(failed)
     }
+
+    /// The next gateway, and behind it the others for the case that it does not answer.
+    async fn resolve(&self, _host: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {
+        let first = self.next_udp.fetch_add(1, Ordering::Relaxed);
+        let mut addresses = Vec::new();
+        for turn in 0..self.servers.len() {
+            let (host, port) = &self.servers[(first + turn) % self.servers.len()];
+            // One address each: the SDK tries a few only.
+            addresses
+                .extend(TcpConnector.resolve(host, *port).await.ok().and_then(|all| all.first().copied()));
+        }
+        Ok(addresses)
+    }
 }
 
 #[cfg(test)]
@@ -69,6 +87,17 @@ mod tests {
             [("a".into(), 1), ("b".into(), 2)]
         );
         assert!(of(&[]).is_err() && of(&["wss://a"]).is_err() && of(&["wss://a:1", "ws://b:2"]).is_err());
+    }
+
+    #[tokio::test]
+    async fn udp_goes_round_with_the_others_behind() {
+        let urls = ["chappe://127.0.0.1:1", "chappe://127.0.0.1:2", "chappe://127.0.0.1:3"];
+        let balancer = Balancer::of(&urls.map(String::from)).unwrap();
+        for want in [[1, 2, 3], [2, 3, 1], [3, 1, 2], [1, 2, 3]] {
+            let ports: Vec<u16> =
+                balancer.resolve("", 0).await.unwrap().iter().map(SocketAddr::port).collect();
+            assert_eq!(ports, want);
+        }
     }
 
     #[tokio::test]

@@ -81,7 +81,8 @@ struct RunArgs {
     /// Names of the users begin with this
     #[arg(long, default_value = "load-")]
     prefix: String,
-    /// The server, or several gateways with commas between them: each new connection goes to the next one
+    /// The server (wss://, chappe://, chappe+quic://, chappe+webtransport:// with a port), or several gateways with commas
+    /// between them: each new connection goes to the next one
     #[arg(long, default_value = "wss://127.0.0.1:7440", value_delimiter = ',')]
     server: Vec<String>,
     /// Break a cluster that `dev/cluster up` started with these parts: kill and pause by a schedule from the seed

@@ -288,9 +288,9 @@ impl Chat {
 
     fn on_state(&mut self, state: State) -> Result<()> {
         match state {
-            State::Connected { .. } => {
+            State::Connected { carrier, .. } => {
                 self.connected_before = true;
-                note("connected");
+                note(&format!("connected by {}", carrier.as_str()));
                 Ok(())
             }
             State::Waiting { .. } if self.connected_before => {

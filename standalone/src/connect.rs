@@ -21,7 +21,8 @@ pub struct ConnectArgs {
     /// Which of your devices [default: cli; each chat has its own]
     #[arg(long)]
     pub device: Option<String>,
-    /// The server
+    /// The server: wss://host[:port], or chappe:// (QUIC or WebSocket, whichever is there first), chappe+quic://,
+    /// chappe+webtransport://
     #[arg(long, value_name = "URL", default_value = "wss://127.0.0.1:7440")]
     pub server: String,
     /// The server's data directory: its certificate is trusted, its development key signs, clients keep their state in it
@@ -67,7 +68,7 @@ impl ConnectArgs {
     }
 
     fn is_tls(&self) -> bool {
-        self.server.starts_with("wss:")
+        !self.server.starts_with("ws:")
     }
 
     fn check(&self) -> Result<()> {
