@@ -237,14 +237,14 @@ fn serve(args: ServeArgs) -> Result<ExitCode> {
         let (data, plain) = (config.data.clone(), config.tls.off);
         let server = Server::open(config).await?;
         let (clients, admin) = server.addresses()?;
-        greet(clients, admin, &data, plain);
+        greet(clients, admin, &data, plain, server.serves_quic());
         let in_time = server.run(signals).await?;
         tracing::info!(in_time, "ended");
         Ok(ExitCode::SUCCESS)
     })
 }
 
-fn greet(clients: SocketAddr, admin: SocketAddr, data: &std::path::Path, plain: bool) {
+fn greet(clients: SocketAddr, admin: SocketAddr, data: &std::path::Path, plain: bool, quic: bool) {
     let scheme = if plain { "ws" } else { "wss" };
     let defaults = ServeConfig::default();
     let server = if clients != defaults.listen || plain {
@@ -258,6 +258,9 @@ fn greet(clients: SocketAddr, admin: SocketAddr, data: &std::path::Path, plain: 
         "Chappe serves {scheme}://{clients}/v1/connect, admin port http://{admin}, data in {}",
         data.display()
     );
+    if quic {
+        eprintln!("QUIC and WebTransport: UDP port {} of the same address", clients.port());
+    }
     eprintln!("Try, in two other terminals:");
     eprintln!("  chappe chat --as anna --to ben{more}");
     eprintln!("  chappe chat --as ben --to anna{more}");

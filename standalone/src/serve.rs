@@ -93,6 +93,11 @@ impl Server {
         Ok((self.clients.local_addr()?, self.admin.local_addr()?))
     }
 
+    /// Whether there is a UDP port.
+    pub fn serves_quic(&self) -> bool {
+        self.quic.is_some()
+    }
+
     /// Serves until the signals say stop, then drains. Returns whether the drain ended within its budget.
     pub async fn run(self, signals: Signals) -> Result<bool> {
         let (tasks, background) = (TaskTracker::new(), TaskTracker::new());

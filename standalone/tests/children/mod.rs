@@ -9,28 +9,18 @@
     reason = "shared test support"
 )]
 
+#[path = "../ports/mod.rs"]
+mod ports;
+
+use ports::free_port;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_mins(1);
-
-/// A port that nobody uses, another each time. Below those that the system gives to outgoing connections: a client that tries a
-/// dead server's port there again and again may get that very port as its own, meet itself, and keep the server from coming back.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 20_000 + u16::try_from(std::process::id() % 1000).unwrap() * 12;
-    loop {
-        let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
 
 /// A data directory, two ports and the server on them.
 pub struct Place {

@@ -2,9 +2,12 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(missing_docs, unreachable_pub, reason = "helpers of tests")]
 
+#[path = "../ports/mod.rs"]
+mod ports;
+
 use chappe_standalone::development::DataDir;
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -14,15 +17,9 @@ pub struct Place {
     pub admin: SocketAddr,
 }
 
-/// Two ports that nobody uses now. Another process may take one before the server does; then the server says so.
-fn free_ports() -> (SocketAddr, SocketAddr) {
-    let (one, two) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
-    (one.local_addr().unwrap(), two.local_addr().unwrap())
-}
-
 impl Place {
     pub fn new() -> Self {
-        let (clients, admin) = free_ports();
+        let [clients, admin] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], ports::free_port())));
         Self { folder: tempfile::tempdir().unwrap(), clients, admin }
     }
 
