@@ -2,6 +2,7 @@
 
 mod proxy;
 
+use crate::carriers::Choice;
 use crate::faults::{Parts, schedule};
 use crate::report::Report;
 use crate::run::{Plan, run};
@@ -85,6 +86,9 @@ struct RunArgs {
     /// between them: each new connection goes to the next one
     #[arg(long, default_value = "wss://127.0.0.1:7440", value_delimiter = ',')]
     server: Vec<String>,
+    /// What users connect with, whatever the scheme of --server says
+    #[arg(long, value_enum)]
+    carrier: Option<Choice>,
     /// Break a cluster that `dev/cluster up` started with these parts: kill and pause by a schedule from the seed
     #[arg(long, value_name = "PARTS", conflicts_with = "kills")]
     faults: Option<Parts>,
@@ -188,6 +192,7 @@ impl RunArgs {
         let plan = Plan {
             chat,
             servers: self.server,
+            carrier: self.carrier,
             faults,
             scripts: self.scripts,
             roots_pem: ca,

@@ -2,6 +2,7 @@
 //! in order, where it was addressed to, and if it really put load on a server that was really hurt.
 
 pub mod balancer;
+pub mod carriers;
 pub mod checker;
 pub mod cli;
 pub mod faults;

@@ -5,6 +5,7 @@ use crate::history::FaultWindow;
 use crate::scenario::Chat;
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// The whole result. `format` names the shape of the JSON document.
@@ -36,6 +37,8 @@ pub struct Report {
     pub faults: Vec<FaultWindow>,
     /// Wall time of the load, seconds.
     pub seconds: f64,
+    /// Users that were connected at the end, by carrier.
+    pub carriers: BTreeMap<&'static str, u32>,
     /// CPU time of the harness, seconds.
     pub harness_cpu_seconds: f64,
 }
@@ -161,6 +164,9 @@ impl Report {
         if !self.faults.is_empty() {
             text.push_str("  * faults included; the other lines leave out what a fault touched\n");
         }
+        let carriers: Vec<String> =
+            self.carriers.iter().map(|(name, users)| format!("{users} on {name}")).collect();
+        let _ = writeln!(text, "  connected at the end: {}", carriers.join(", "));
         let _ = writeln!(text, "  harness CPU {:.1} s", self.harness_cpu_seconds);
         text
     }
@@ -212,13 +218,15 @@ mod tests {
             disconnects: 0,
             faults: vec![],
             seconds: 1.0,
+            carriers: BTreeMap::from([("quic", 7)]),
             harness_cpu_seconds: 0.5,
         };
         for (verdict, code, word) in
             [(Verdict::Passed, 0, "PASSED"), (Verdict::Failed, 1, "FAILED"), (Verdict::Void, 2, "VOID")]
         {
             assert_eq!(report(verdict).exit_code(), code);
-            assert!(report(verdict).text().starts_with(word));
+            let text = report(verdict).text();
+            assert!(text.starts_with(word) && text.contains("7 on quic"), "{text}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Runs a scenario against a server. **Invariant:** the load is open: when the server is slow, sends are not.
 
 use crate::balancer::Balancer;
+use crate::carriers::{self, Choice};
 use crate::checker::{Audit, audit};
 use crate::faults::Fault;
 use crate::history::{Fate, FaultWindow, History, Received, SubmitKey};
@@ -32,6 +33,8 @@ pub struct Plan {
     pub chat: Chat,
     /// `wss://host:port` or `ws://host:port` of one gateway or several: each new connection goes to the next.
     pub servers: Vec<String>,
+    /// What users connect with; `None`: what the servers' scheme says.
+    pub carrier: Option<Choice>,
     /// Trusted instead of the public roots.
     pub roots_pem: Option<Vec<u8>>,
     /// Signs the users' tokens.
@@ -131,7 +134,11 @@ async fn connect(plan: &Plan) -> Result<Vec<Client>> {
     let mut clients = Vec::new();
     for user in 0..plan.chat.users {
         let (name, device) = (format!("{}{user}", plan.prefix), "load".to_owned());
-        let mut builder = Client::builder(server.clone())
+        let address = match plan.carrier {
+            Some(choice) => choice.address(&server, user).map_err(anyhow::Error::msg)?,
+            None => server.clone(),
+        };
+        let mut builder = Client::builder(address)
             .connector(Arc::<Balancer>::clone(&balancer))
             .device(device.clone())
             .token(plan.issuer.source(name, device));
@@ -382,6 +389,7 @@ impl Run {
             disconnects: record.disconnects,
             faults: faults.clone(),
             seconds,
+            carriers: carriers::count(&self.clients),
             harness_cpu_seconds: cpu_seconds().unwrap_or_default(),
         }
     }

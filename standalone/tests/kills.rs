@@ -4,6 +4,7 @@
 
 mod place;
 
+use chappe_loadtest::carriers::Choice;
 use chappe_loadtest::checker::Verdict;
 use chappe_loadtest::run::{Plan, run};
 use chappe_loadtest::scenario::Chat;
@@ -23,6 +24,7 @@ async fn nothing_accepted_is_lost_over_five_kills() {
     let plan = Plan {
         chat: Chat { users: 60, rate: 150, duration: Duration::from_secs(24), seed: 7, ..Chat::default() },
         servers: vec![format!("wss://{}", place.clients)],
+        carrier: Some(Choice::Mix),
         faults: Vec::new(),
         scripts: "dev".into(),
         roots_pem: Some(std::fs::read(place.data().certificate()).unwrap()),

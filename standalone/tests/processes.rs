@@ -2,6 +2,7 @@
 //! paused under load with NATS and Redis, and nothing that was accepted is lost, repeated, reordered or misrouted.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step of a test is a failed test")]
 
+use chappe_loadtest::carriers::Choice;
 use chappe_loadtest::checker::Verdict;
 use chappe_loadtest::faults::{Fault, Parts, schedule};
 use chappe_loadtest::run::{Plan, run};
@@ -61,6 +62,7 @@ async fn nothing_accepted_is_lost_when_any_process_dies() {
     let plan = Plan {
         chat: Chat { users: 30, rate: 40, duration: DURATION, seed, ..Chat::default() },
         servers,
+        carrier: Some(Choice::Mix),
         roots_pem: Some(std::fs::read(keys.join("development/certificate.pem")).unwrap()),
         issuer: Issuer::read(&keys.join("development/token-private.pem"), world.clone()).unwrap(),
         prefix: format!("load-{}-", std::process::id()),

@@ -108,6 +108,8 @@ pub(crate) fn client_config(alpn: &[u8]) -> quinn::ClientConfig {
         .with_root_certificates(IDENTITY.roots.clone())
         .with_no_client_auth();
     tls.alpn_protocols = vec![alpn.to_vec()];
+    // A client that would repeat itself, if it were let.
+    tls.enable_early_data = true;
     let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
     let mut transport = TransportConfig::default();
     transport.stream_receive_window(VarInt::from_u32(u32::try_from(super::PIPE_BYTES).unwrap()));

@@ -3,6 +3,7 @@
 
 use super::scratch;
 use super::{Carrier, Inbound, Transport, TransportError};
+use bytes::Bytes;
 use frames::{Decoder, Outbox};
 use std::task::{Context, Poll, ready};
 use web_transport_quinn::generic::poll::{
@@ -37,8 +38,6 @@ pub struct Quic {
     finished: bool,
     /// The peer's close was handed over.
     closed: bool,
-    /// The peer takes no datagrams, or its path none of use.
-    datagram_bytes_max: usize,
 }
 
 impl Quic {
@@ -49,7 +48,6 @@ impl Quic {
         (send, recv): (SendStream, RecvStream),
         frame_bytes_max: u32,
     ) -> Self {
-        let datagram_bytes_max = session.max_datagram_size();
         Self {
             carrier,
             session,
@@ -61,7 +59,6 @@ impl Quic {
             goodbye: None,
             finished: false,
             closed: false,
-            datagram_bytes_max,
         }
     }
 
@@ -179,8 +176,9 @@ impl Transport for Quic {
         }
         let mut frame = Vec::new();
         encode(&mut frame);
-        if frame.len() > self.datagram_bytes_max || self.session.send_datagram(frame.clone().into()).is_err()
-        {
+        let frame = Bytes::from(frame);
+        // Too large for a packet, or the peer takes none.
+        if self.session.send_datagram(frame.clone()).is_err() {
             self.outbox.frame(&mut |out| out.extend_from_slice(&frame));
         }
     }
