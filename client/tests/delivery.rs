@@ -4,7 +4,7 @@
 
 mod support;
 
-use chappe_client::{ClientError, Envelope, Event, Millis, Seq, State, TokenReason, Tuning};
+use chappe_client::{ClientError, Envelope, Event, Millis, Seq, State, TokenReason, Tuning, World as _};
 use chappe_protocol::frame::{Cursor, GoAway, GoAwayClass, ServerFrame};
 use chappe_protocol::id::CursorTag;
 use fastwebsockets::OpCode;
@@ -141,11 +141,38 @@ async fn superseded_waits_for_the_application() {
     socket.close(4409).await;
     tokio::time::sleep(Duration::from_hours(1)).await;
     assert_eq!(client.state(), State::Superseded);
+    client.network_changed();
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    assert_eq!(client.state(), State::Superseded, "another network gives nobody the session back");
     assert!(!gateway.is_dialled());
     client.reconnect();
     let (_socket, hello) = gateway.welcome(0).await;
     assert!(hello.resume_token.is_empty(), "taking over needs a new epoch");
     client.connected().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_network_ends_waiting_and_moves_a_websocket_at_once() {
+    let world = TestWorld::new(17);
+    let (builder, mut gateway) = setup(&world);
+    let client = builder.start();
+    let (socket, _) = gateway.welcome(0).await;
+    client.connected().await.unwrap();
+    let before = world.now();
+    client.network_changed();
+    let (moved, hello) = gateway.welcome(0).await;
+    assert_eq!((world.now(), &hello.resume_token[..]), (before, &b"resume"[..]), "at once, and resumed");
+    drop((socket, moved));
+    // Now it is lost again and again, and the backoff grows.
+    for _ in 0..5 {
+        drop(gateway.dialled().await);
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let before = world.now();
+    assert!(matches!(client.state(), State::Waiting { .. }) && !gateway.is_dialled());
+    client.network_changed();
+    let (_socket, _) = gateway.welcome(0).await;
+    assert_eq!(world.now(), before);
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ mod children;
 use base64::Engine as _;
 use children::{Client, Place};
 use serde_json::Value;
+use std::io::Write as _;
 
 fn object(line: &str) -> Value {
     serde_json::from_str(line).unwrap()
@@ -85,4 +86,22 @@ fn a_send_of_the_same_device_does_not_displace_a_listen() {
     }
     assert!(ben.is_running());
     assert!(!ben.remarks().contains("superseded"), "{}", ben.remarks());
+}
+
+#[test]
+fn every_kind_of_address_works() {
+    let place = Place::start(false);
+    for scheme in ["wss", "chappe", "chappe+quic", "chappe+webtransport"] {
+        let server = format!("{scheme}://127.0.0.1:{}", place.listen);
+        let ben =
+            place.client("listen", place.command_at(&server, "listen", &["--as", "ben", "--count", "1"]));
+        assert_eq!(object(&ben.line())["event"], "backlog_end", "{scheme}");
+        let mut send = place.command_at(&server, "send", &["--as", "anna", "--to", "ben"]);
+        let mut child = send.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(scheme.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "{scheme}");
+        assert_eq!(bytes(&envelope(&ben)), scheme.as_bytes());
+        // It was acked: the next one does not get it again.
+        assert!(ben.end().0, "{scheme}");
+    }
 }
