@@ -3,7 +3,7 @@
 
 use crate::attach::{Beginning, attach};
 use crate::config::Incoming;
-use crate::connection::{Connection, queue_frame, say_goodbye};
+use crate::connection::{Connection, part, queue_frame, say_goodbye};
 use crate::drain;
 use crate::shared::Gateway;
 use crate::transport::websocket;
@@ -112,7 +112,10 @@ async fn greet<T: Transport>(gateway: &Arc<Gateway>, mut transport: T) -> Option
         Err(_) => Err(Some(CloseCode::HelloTimeout)),
     };
     let begun = match hello {
-        Err(None) => return None,
+        Err(None) => {
+            part(&mut transport).await;
+            return None;
+        }
         Err(Some(code)) => Err(code),
         Ok(_) if gateway.registry.len() >= gateway.config.sessions_max => {
             let drain = &gateway.config.drain;

@@ -45,6 +45,8 @@ pub(crate) enum Event {
 pub(crate) enum End {
     /// By us: the code goes out.
     Close(CloseCode),
+    /// By the peer, which said goodbye: the answer is queued.
+    Parted,
     /// The peer or the process is gone: nothing more can be said.
     Gone,
 }
@@ -117,8 +119,10 @@ impl<T: Transport> Connection<T> {
         let release = self.core.release();
         let Self { mut transport, core } = *self;
         let goodbye = async {
-            if let End::Close(code) = end {
-                say_goodbye(&gateway, &mut transport, code, code.reason()).await;
+            match end {
+                End::Close(code) => say_goodbye(&gateway, &mut transport, code, code.reason()).await,
+                End::Parted => part(&mut transport).await,
+                End::Gone => {}
             }
             drop(transport);
         };
@@ -144,6 +148,11 @@ pub(crate) async fn say_goodbye<T: Transport>(
     gateway.metrics.closed_total.with_label_values(&[code.reason()]).inc();
     queue_frame(transport, &ServerFrame::Error(ErrorFrame::closing(code, message)));
     transport.queue_close(code.code(), code.reason());
+    part(transport).await;
+}
+
+/// Sends what is queued, and waits a while for the peer to take it.
+pub(crate) async fn part<T: Transport>(transport: &mut T) {
     let finished = tokio::time::timeout(FINISH_MAX.to_std(), poll_fn(|cx| transport.poll_finish(cx))).await;
     if finished.is_err() {
         tracing::debug!("a peer did not take its close");

@@ -109,6 +109,29 @@ async fn what_was_acked_last_is_written_when_the_connection_ends() {
 }
 
 every_carrier! {
+async fn who_says_goodbye_is_answered_and_what_came_before_counts() {
+    let cluster = Cluster::new();
+    let gateway = cluster.gateway(1);
+    let mut nobody = Client::open(&gateway).await;
+    if !carrier().is_udp() {
+        // On QUIC there is nothing yet that could be ended.
+        nobody.part().await;
+        assert_eq!(nobody.closed().await, 1000, "before a Hello");
+    }
+    let mut ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
+    let mut ada = Client::connect(&cluster, &gateway, "ada", "laptop").await;
+    assert_eq!(ada.outcome(submit_to(1, &["ben"], b"x")).await, Outcome::Accepted);
+    ben.deliver().await;
+    ben.ack(1).await;
+    ben.part().await;
+    assert_eq!(ben.closed().await, 1000);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let stored = cluster.store.cursor(cluster.mailbox("ben").await, &device("phone")).await.unwrap();
+    assert_eq!((stored, gateway.metrics.sessions.get()), (Seq(1), 1));
+}
+}
+
+every_carrier! {
 async fn a_drain_does_not_outlast_its_budget_whatever_its_sessions_do() {
     let cluster = Cluster::new();
     let gateway = cluster.gateway_with(1, |config| config.drain.grace = Millis::from_secs(3600));

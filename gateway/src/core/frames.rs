@@ -28,7 +28,7 @@ impl Core {
                 self.session.handle_frame(self.now);
                 let _within = self.check_rate();
             }
-            Inbound::Close(_) => self.ending = Some(End::Gone),
+            Inbound::Close(_) => self.ending = Some(End::Parted),
         }
     }
 

@@ -119,6 +119,15 @@ impl Client {
         }
     }
 
+    /// Says goodbye, and goes on listening.
+    pub(crate) async fn part(&mut self) {
+        match &mut self.wire {
+            // A masked close with the code 1000.
+            Wire::WebSocket(io) => io.write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]).await.unwrap(),
+            Wire::Quic(wire) => wire.send.finish().unwrap(),
+        }
+    }
+
     /// Goes when all that was said has arrived.
     pub(crate) async fn leave(mut self) {
         if let Wire::Quic(wire) = &mut self.wire {

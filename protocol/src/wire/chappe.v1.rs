@@ -85,7 +85,7 @@ pub struct Hello {
     #[prost(enumeration = "Role", tag = "5")]
     pub role: i32,
 }
-/// A list of devices, at most 64.
+/// A list of devices, at most 256.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct DeviceList {

@@ -293,7 +293,7 @@ fn partings() -> Vec<Sample<ServerFrame>> {
         (
             "server-error-refresh",
             "A Refresh was not taken.",
-            ServerFrame::Error(ErrorFrame::refresh_refused("the token is for another device")),
+            ServerFrame::Error(ErrorFrame::refresh_refused("the token is not valid")),
         ),
     ]
 }

@@ -19,6 +19,8 @@ mod frames;
 const READS_MAX: usize = 16;
 /// Datagrams of one call.
 const DATAGRAMS_MAX: usize = 32;
+/// The code that answers a peer which parts, as RFC 6455 has it.
+const GOODBYE: u16 = 1000;
 /// Bytes of the reason that goes out with a close.
 const REASON_BYTES_MAX: usize = 123;
 
@@ -111,8 +113,9 @@ impl Quic {
                 sink(Inbound::Close(u16::try_from(code).ok()));
                 Poll::Ready(Ok(()))
             }
-            // The peer ended its half of the stream: it has nothing more to say.
+            // The peer ended its half of the stream: it has nothing more to say, and is answered in kind.
             None => {
+                self.queue_close(GOODBYE, "");
                 sink(Inbound::Close(None));
                 Poll::Ready(Ok(()))
             }
