@@ -5,6 +5,7 @@
 extern crate alloc;
 
 pub mod close;
+pub mod delimited;
 pub mod envelope;
 pub mod frame;
 pub mod id;

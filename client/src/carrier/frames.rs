@@ -3,9 +3,7 @@
 //! announced.
 
 use bytes::{Buf as _, Bytes};
-
-/// Bytes of a length; enough for 256 MiB.
-const LENGTH_BYTES_MAX: usize = 4;
+use chappe_protocol::delimited::{LengthError, read_length, write_length};
 
 /// The reading half; a value without I/O.
 #[derive(Debug)]
@@ -70,35 +68,19 @@ impl Decoder {
         }
     }
 
-    /// Bytes of the length at the front, and what it says; `None` when it is incomplete.
     fn length(&self, bytes: &[u8]) -> Result<Option<(usize, usize)>, &'static str> {
-        let mut length = 0;
-        for (place, byte) in bytes.iter().take(LENGTH_BYTES_MAX).enumerate() {
-            length |= usize::from(byte & 0x7f) << (7 * place);
-            if byte & 0x80 == 0 {
-                if length > self.frame_bytes_max {
-                    return Err("the server sent a message larger than the limit");
-                }
-                return Ok(Some((place + 1, length)));
-            }
-        }
-        if bytes.len() < LENGTH_BYTES_MAX {
-            Ok(None)
-        } else {
-            Err("the server sent a length of more than 4 bytes")
-        }
+        read_length(bytes, self.frame_bytes_max).map_err(|error| match error {
+            LengthError::TooLong => "the server sent a length of more than 4 bytes",
+            LengthError::TooLarge => "the server sent a message larger than the limit",
+        })
     }
 }
 
 /// A frame with its length in front. What the SDK sends is below 256 MiB by its limits.
 pub(crate) fn delimited(frame: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(LENGTH_BYTES_MAX + frame.len());
-    let mut rest = frame.len();
-    while rest > 0x7f {
-        bytes.push(u8::try_from(rest & 0x7f).unwrap_or(0) | 0x80);
-        rest >>= 7;
-    }
-    bytes.push(u8::try_from(rest).unwrap_or(0));
+    let (head, used) = write_length(frame.len());
+    let mut bytes = Vec::with_capacity(used + frame.len());
+    bytes.extend_from_slice(&head[..used]);
     bytes.extend_from_slice(frame);
     bytes
 }

@@ -3,14 +3,17 @@
 //! announced.
 
 use crate::transport::Violation;
+use chappe_protocol::delimited::{LengthError, read_length, write_length};
 
-/// Bytes of a length; enough for 256 MiB.
-const LENGTH_BYTES_MAX: usize = 4;
 /// Sent bytes at the front of the out buffer are cut off beyond this many.
 const SENT_BYTES_MAX: usize = 64 * 1024;
 
-const BAD_LENGTH: Violation = Violation { code: 1002, reason: "a frame's length takes more than 4 bytes" };
-const TOO_LARGE: Violation = Violation { code: 1009, reason: "a frame is beyond the limit" };
+fn violation(error: LengthError) -> Violation {
+    match error {
+        LengthError::TooLong => Violation { code: 1002, reason: "a frame's length takes more than 4 bytes" },
+        LengthError::TooLarge => Violation { code: 1009, reason: "a frame is beyond the limit" },
+    }
+}
 
 /// The reading half; a value without I/O.
 #[derive(Debug)]
@@ -19,13 +22,6 @@ pub(super) struct Decoder {
     partial: Vec<u8>,
     frame_bytes_max: usize,
     violation: Option<Violation>,
-}
-
-/// The length at the front of some bytes.
-enum Length {
-    Incomplete,
-    /// Bytes of the length itself, and what it says.
-    Known(usize, usize),
 }
 
 impl Decoder {
@@ -65,7 +61,7 @@ impl Decoder {
 
     /// A frame that begins with these bytes.
     fn feed_whole(&mut self, bytes: &[u8], sink: &mut dyn FnMut(&[u8])) -> Result<usize, Violation> {
-        if let Length::Known(head, length) = self.length(bytes)?
+        if let Some((head, length)) = self.length(bytes)?
             && let Some(frame) = bytes.get(head..head + length)
         {
             sink(frame);
@@ -78,12 +74,12 @@ impl Decoder {
     /// More of a frame that began earlier.
     fn feed_partial(&mut self, bytes: &[u8], sink: &mut dyn FnMut(&[u8])) -> Result<usize, Violation> {
         let missing = match self.length(&self.partial)? {
-            Length::Incomplete => 1,
-            Length::Known(head, length) => (head + length).saturating_sub(self.partial.len()),
+            None => 1,
+            Some((head, length)) => (head + length).saturating_sub(self.partial.len()),
         };
         let taken = missing.min(bytes.len());
         self.partial.extend_from_slice(&bytes[..taken]);
-        if let Length::Known(head, length) = self.length(&self.partial)?
+        if let Some((head, length)) = self.length(&self.partial)?
             && self.partial.len() == head + length
         {
             let frame = std::mem::take(&mut self.partial);
@@ -92,19 +88,8 @@ impl Decoder {
         Ok(taken)
     }
 
-    fn length(&self, bytes: &[u8]) -> Result<Length, Violation> {
-        let mut length = 0;
-        for (place, byte) in bytes.iter().take(LENGTH_BYTES_MAX).enumerate() {
-            length |= usize::from(byte & 0x7f) << (7 * place);
-            if byte & 0x80 == 0 {
-                return if length > self.frame_bytes_max {
-                    Err(TOO_LARGE)
-                } else {
-                    Ok(Length::Known(place + 1, length))
-                };
-            }
-        }
-        if bytes.len() < LENGTH_BYTES_MAX { Ok(Length::Incomplete) } else { Err(BAD_LENGTH) }
+    fn length(&self, bytes: &[u8]) -> Result<Option<(usize, usize)>, Violation> {
+        read_length(bytes, self.frame_bytes_max).map_err(violation)
     }
 }
 
@@ -123,17 +108,7 @@ impl Outbox {
         self.bytes.extend_from_slice(&[0, 0]);
         encode(&mut self.bytes);
         let length = self.bytes.len().saturating_sub(start + 2);
-        let mut head = [0; LENGTH_BYTES_MAX];
-        let mut used = 0;
-        let mut rest = length;
-        while used < LENGTH_BYTES_MAX {
-            head[used] = u8::try_from(rest & 0x7f).unwrap_or(0) | if rest > 0x7f { 0x80 } else { 0 };
-            used += 1;
-            rest >>= 7;
-            if rest == 0 {
-                break;
-            }
-        }
+        let (head, used) = write_length(length);
         if used == 2 {
             self.bytes[start..start + 2].copy_from_slice(&head[..2]);
         } else {
@@ -198,22 +173,6 @@ mod tests {
             let mut decoder = Decoder::new(1 << 20);
             assert_eq!(fed(&mut decoder, &bytes, step), frames, "in pieces of {step}");
             assert_eq!((decoder.held_bytes(), decoder.violation()), (0, None));
-        }
-    }
-
-    #[test]
-    fn lengths_are_those_of_length_delimited_protobuf() {
-        for (length, head) in [
-            (0, vec![0]),
-            (1, vec![1]),
-            (127, vec![127]),
-            (128, vec![0x80, 1]),
-            (300, vec![0xac, 2]),
-            (16_384, vec![0x80, 0x80, 1]),
-            (1 << 20, vec![0x80, 0x80, 0x40]),
-        ] {
-            let bytes = encoded(&[vec![7; length]]);
-            assert_eq!((&bytes[..head.len()], bytes.len()), (&head[..], head.len() + length));
         }
     }
 
