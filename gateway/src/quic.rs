@@ -210,6 +210,7 @@ async fn open(gateway: &Gateway, connecting: quinn::Connecting) -> Result<Quic, 
             let code = CloseCode::HelloTimeout;
             gateway.metrics.closed_total.with_label_values(&[code.reason()]).inc();
             session.close(u32::from(code.code()), code.reason().as_bytes());
+            let _ = tokio::time::timeout(CLOSING, session.closed()).await;
             Err("no stream was opened in time")
         }
     }

@@ -214,6 +214,9 @@ impl Transport for Quic {
         // A close of the connection overtakes what the peer has not received yet: it waits for that.
         ready!(PollSend::poll_closed(&mut self.send, cx)).map_err(gone)?;
         self.say_goodbye();
+        // WebTransport's goodbye is a capsule that is still on its way. Dropped before, the session would stop HTTP/3's control
+        // stream, and a browser takes that for an error of the connection and never sees the code.
+        let _ended = ready!(self.session.poll_closed(cx));
         Poll::Ready(Ok(()))
     }
 }
