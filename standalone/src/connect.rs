@@ -21,7 +21,7 @@ pub struct ConnectArgs {
     /// Which of your devices [default: cli; each chat has its own]
     #[arg(long)]
     pub device: Option<String>,
-    /// The server: wss://host[:port], or chappe:// (QUIC or WebSocket, whichever is there first), chappe+quic://,
+    /// The server: wss://host:port, or chappe:// (QUIC or WebSocket, whichever is there first), chappe+quic://,
     /// chappe+webtransport://
     #[arg(long, value_name = "URL", default_value = "wss://127.0.0.1:7440")]
     pub server: String,
