@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::time::timeout;
 use web_transport_quinn::proto::ConnectRequest;
-use web_transport_quinn::{ClientError as WebTransportFailed, ConnectError, Session};
+use web_transport_quinn::{ClientError as WebTransportFailed, ConnectError, Session, proto};
 
 /// The head start of the carrier that is tried first (RFC 8305 §5 recommends it).
 const STAGGER: Millis = Millis(250);
@@ -146,7 +146,12 @@ async fn resolve(settings: &Settings) -> Result<Vec<SocketAddr>, End> {
 }
 
 fn refused(error: &WebTransportFailed) -> End {
-    if let WebTransportFailed::HttpError(ConnectError::ErrorStatus(status)) = error {
+    // Not in the 200s; another one in the 200s than 200.
+    if let WebTransportFailed::HttpError(
+        ConnectError::ProtoError(proto::ConnectError::WrongStatus(Some(status)))
+        | ConnectError::ErrorStatus(status),
+    ) = error
+    {
         return End::Http { status: status.as_u16(), retry_after: Millis(0) };
     }
     End::Lost(format!("WebTransport: {error}"))
@@ -208,6 +213,16 @@ mod tests {
             let start = tokio::time::Instant::now();
             let got = staggered(after(first.0, first.1), after(second.0, second.1), STAGGER).await;
             assert_eq!((got, start.elapsed().as_millis()), (want, at), "{first:?} {second:?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_request_is_told_with_its_status() {
+        for status in [403, 404] {
+            let status = web_transport_quinn::http::StatusCode::from_u16(status).unwrap();
+            let wrong = proto::ConnectError::WrongStatus(Some(status));
+            let end = refused(&WebTransportFailed::HttpError(ConnectError::ProtoError(wrong)));
+            assert_eq!(end, End::Http { status: status.as_u16(), retry_after: Millis(0) });
         }
     }
 

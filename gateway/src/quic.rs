@@ -236,7 +236,7 @@ async fn web_transport(
     handshake: &HandshakeLimits,
     connection: quinn::Connection,
 ) -> Result<Session, &'static str> {
-    let request = Request::accept(connection.clone()).await.map_err(|_| "no WebTransport request")?;
+    let request = Request::accept(connection).await.map_err(|_| "no WebTransport request")?;
     let refusal = match &handshake.path {
         Some(path) if request.url.path() != path => Some(StatusCode::NOT_FOUND),
         Some(_) if request.url.query().is_some() => Some(StatusCode::BAD_REQUEST),
@@ -251,9 +251,10 @@ async fn web_transport(
     let Some(status) = refusal else {
         return request.ok().await.map_err(|_| "the answer was not taken");
     };
-    // The answer must be read before the connection goes; the deadline of the handshake bounds the wait.
-    let _ = request.reject(status).await;
-    let _ = connection.closed().await;
+    // The answer must be read before its streams go; the deadline of the handshake bounds the wait.
+    if let Ok(refused) = request.respond(status).await {
+        refused.closed().await;
+    }
     Err("the request was refused")
 }
 

@@ -14,34 +14,11 @@ use chappe_protocol::internode::Outcome;
 use chappe_protocol::time::Millis;
 use std::net::SocketAddr;
 use std::time::Duration;
-use support::carrier::{client_config, door_with, endpoint, on};
+use support::carrier::{client_config, door_with, endpoint, on, on_udp};
 use support::client::{Client, In, submit_to};
 use support::{Cluster, Gateway};
 use web_transport_quinn::http::{HeaderValue, header};
 use web_transport_quinn::{ClientError, ConnectError, Session, proto};
-
-/// On QUIC and on WebTransport.
-macro_rules! on_udp {
-    ($($(#[doc = $doc:literal])* async fn $name:ident() $body:block)+) => {$(
-        $(#[doc = $doc])*
-        mod $name {
-            #[allow(unused_imports)]
-            use super::*;
-
-            async fn law() $body
-
-            #[tokio::test(start_paused = true)]
-            async fn quic() {
-                on(Carrier::Quic, law()).await;
-            }
-
-            #[tokio::test(start_paused = true)]
-            async fn webtransport() {
-                on(Carrier::WebTransport, law()).await;
-            }
-        }
-    )+};
-}
 
 async fn sleep(seconds: u64) {
     tokio::time::sleep(Duration::from_secs(seconds)).await;

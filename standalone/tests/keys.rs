@@ -72,7 +72,7 @@ async fn published_keys_that_come_late_make_a_server_ready_and_let_in_who_has_wa
     let exp = chappe_node::clock::SystemWorld::new().wall().0 / 1000 + 600;
     let token = |kid: &str, audience: &str| {
         let header = Header { kid: Some(kid.into()), ..Header::new(Algorithm::EdDSA) };
-        let claims = serde_json::json!({ "iss": issuer, "aud": audience, "sub": "canary-7f3a", "device": "phone", "exp": exp });
+        let claims = serde_json::json!({ "iss": issuer, "aud": audience, "sub": "canary-kvqz", "device": "phone", "exp": exp });
         jsonwebtoken::encode(&header, &claims, &private).unwrap()
     };
     let documents = || {
@@ -99,7 +99,7 @@ async fn published_keys_that_come_late_make_a_server_ready_and_let_in_who_has_wa
     let (code, log) = tokio::task::spawn_blocking(move || server.stop()).await.unwrap();
     assert_eq!(code, Some(0));
     let log = log.join("\n");
-    assert!(log.contains("token_keys_unavailable") && !log.contains("7f3a"), "{log}");
+    assert!(log.contains("token_keys_unavailable") && !log.contains("kvqz"), "{log}");
 
     std::fs::write(&file, settings.replace("audience = \"chappe\"\n", "")).unwrap();
     let arguments = place.serve_command(&["--config", &file.to_string_lossy()]);

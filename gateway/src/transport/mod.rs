@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 pub mod quic;
 mod scratch;
+mod unsent;
 pub mod websocket;
 
 /// One thing that came from the peer, borrowed for the time of the call.

@@ -27,37 +27,58 @@ pub(crate) fn carrier() -> Carrier {
     CARRIER.try_with(|carrier| *carrier).unwrap_or(Carrier::WebSocket)
 }
 
-/// Each law becomes a module with a test per carrier, in paused time.
-#[allow(unused_macros)] // some test files have their own
+/// A law on one carrier, in paused time.
+#[allow(unused_macros, reason = "some test files have laws of their own only")]
+macro_rules! on_one {
+    ($name:ident, $carrier:ident) => {
+        #[tokio::test(start_paused = true)]
+        async fn $name() {
+            let carrier = chappe_gateway::transport::Carrier::$carrier;
+            crate::support::carrier::on(carrier, law()).await;
+        }
+    };
+}
+#[allow(unused_imports, reason = "as above")]
+pub(crate) use on_one;
+
+/// Each law becomes a module with a test per carrier.
+#[allow(unused_macros, reason = "as above")]
 macro_rules! every_carrier {
     ($($(#[doc = $doc:literal])* async fn $name:ident() $body:block)+) => {$(
         $(#[doc = $doc])*
         mod $name {
-            #[allow(unused_imports)]
+            #[allow(unused_imports, reason = "a law may stand on its own")]
             use super::*;
-            use chappe_gateway::transport::Carrier;
 
             async fn law() $body
 
-            #[tokio::test(start_paused = true)]
-            async fn websocket() {
-                crate::support::carrier::on(Carrier::WebSocket, law()).await;
-            }
-
-            #[tokio::test(start_paused = true)]
-            async fn quic() {
-                crate::support::carrier::on(Carrier::Quic, law()).await;
-            }
-
-            #[tokio::test(start_paused = true)]
-            async fn webtransport() {
-                crate::support::carrier::on(Carrier::WebTransport, law()).await;
-            }
+            crate::support::carrier::on_one!(websocket, WebSocket);
+            crate::support::carrier::on_one!(quic, Quic);
+            crate::support::carrier::on_one!(webtransport, WebTransport);
         }
     )+};
 }
-#[allow(unused_imports)]
+#[allow(unused_imports, reason = "as above")]
 pub(crate) use every_carrier;
+
+/// As [`every_carrier`], for what only those on UDP have.
+#[allow(unused_macros, reason = "as above")]
+macro_rules! on_udp {
+    ($($(#[doc = $doc:literal])* async fn $name:ident() $body:block)+) => {$(
+        $(#[doc = $doc])*
+        mod $name {
+            #[allow(unused_imports, reason = "a law may stand on its own")]
+            use super::*;
+
+            async fn law() $body
+
+            crate::support::carrier::on_one!(quic, Quic);
+            crate::support::carrier::on_one!(webtransport, WebTransport);
+        }
+    )+};
+}
+#[allow(unused_imports, reason = "as above")]
+pub(crate) use on_udp;
 
 /// One certificate for all tests of a process.
 pub(crate) struct Identity {

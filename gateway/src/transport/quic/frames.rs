@@ -5,9 +5,6 @@
 use crate::transport::Violation;
 use chappe_protocol::delimited::{LengthError, read_length, write_length};
 
-/// Sent bytes at the front of the out buffer are cut off beyond this many.
-const SENT_BYTES_MAX: usize = 64 * 1024;
-
 fn violation(error: LengthError) -> Violation {
     match error {
         LengthError::TooLong => Violation { code: 1002, reason: "a frame's length takes more than 4 bytes" },
@@ -93,54 +90,18 @@ impl Decoder {
     }
 }
 
-/// The writing half; a value without I/O. An empty one owns no memory.
-#[derive(Debug, Default)]
-pub(super) struct Outbox {
-    bytes: Vec<u8>,
-    sent: usize,
-}
-
-impl Outbox {
-    /// Queues one frame: what `encode` appends.
-    pub(super) fn frame(&mut self, encode: &mut dyn FnMut(&mut Vec<u8>)) {
-        // Two bytes of length are assumed; a frame of another size is moved once.
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0, 0]);
-        encode(&mut self.bytes);
-        let length = self.bytes.len().saturating_sub(start + 2);
-        let (head, used) = write_length(length);
-        if used == 2 {
-            self.bytes[start..start + 2].copy_from_slice(&head[..2]);
-        } else {
-            self.bytes.splice(start..start + 2, head[..used].iter().copied());
-        }
-    }
-
-    /// Bytes that wait.
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len() - self.sent
-    }
-
-    /// What to write next; empty when nothing waits.
-    pub(super) fn unsent(&self) -> &[u8] {
-        &self.bytes[self.sent..]
-    }
-
-    /// Takes note that the first bytes of [`unsent`](Self::unsent) are written.
-    pub(super) fn advance(&mut self, written: usize) {
-        self.sent += written;
-        if self.sent >= self.bytes.len() {
-            self.bytes = Vec::new();
-            self.sent = 0;
-        } else if self.sent > SENT_BYTES_MAX && self.sent > self.bytes.len() / 2 {
-            self.bytes.drain(..self.sent);
-            self.sent = 0;
-        }
-    }
-
-    /// Bytes of heap it holds.
-    pub(super) fn held_bytes(&self) -> usize {
-        self.bytes.capacity()
+/// Appends one frame, which is what `encode` appends, behind its length.
+pub(super) fn put_frame(out: &mut Vec<u8>, encode: &mut dyn FnMut(&mut Vec<u8>)) {
+    // Two bytes of length are assumed; a frame of another size is moved once.
+    let start = out.len();
+    out.extend_from_slice(&[0, 0]);
+    encode(out);
+    let length = out.len().saturating_sub(start + 2);
+    let (head, used) = write_length(length);
+    if used == 2 {
+        out[start..start + 2].copy_from_slice(&head[..2]);
+    } else {
+        out.splice(start..start + 2, head[..used].iter().copied());
     }
 }
 
@@ -149,11 +110,11 @@ mod tests {
     use super::*;
 
     fn encoded(frames: &[Vec<u8>]) -> Vec<u8> {
-        let mut outbox = Outbox::default();
+        let mut out = Vec::new();
         for frame in frames {
-            outbox.frame(&mut |out| out.extend_from_slice(frame));
+            put_frame(&mut out, &mut |out| out.extend_from_slice(frame));
         }
-        outbox.unsent().to_vec()
+        out
     }
 
     fn fed(decoder: &mut Decoder, bytes: &[u8], step: usize) -> Vec<Vec<u8>> {
@@ -196,18 +157,5 @@ mod tests {
                 assert!(fed(&mut decoder, &[1, 1], 2).is_empty(), "nothing is given afterwards");
             }
         }
-    }
-
-    #[test]
-    fn an_outbox_that_is_empty_owns_nothing_and_sent_bytes_do_not_pile_up() {
-        let mut outbox = Outbox::default();
-        for _ in 0..1000 {
-            outbox.frame(&mut |out| out.extend_from_slice(&[1; 4000]));
-            let all_but_one = outbox.len() - 1;
-            outbox.advance(all_but_one);
-            assert!(outbox.held_bytes() < 4 * SENT_BYTES_MAX);
-        }
-        outbox.advance(1);
-        assert_eq!((outbox.len(), outbox.held_bytes()), (0, 0));
     }
 }

@@ -2,9 +2,10 @@
 //! **Invariant:** an idle connection owns no buffer of ours; what quinn holds for it is bounded by its windows.
 
 use super::scratch;
+use super::unsent::Unsent;
 use super::{Carrier, Inbound, Transport, TransportError};
 use bytes::Bytes;
-use frames::{Decoder, Outbox};
+use frames::{Decoder, put_frame};
 use std::task::{Context, Poll, ready};
 use web_transport_quinn::generic::poll::{
     RecvStream as PollRecv, SendStream as PollSend, Session as PollSession,
@@ -31,7 +32,7 @@ pub struct Quic {
     send: SendStream,
     recv: RecvStream,
     decoder: Decoder,
-    outbox: Outbox,
+    unsent: Unsent,
     /// Nothing is queued any more.
     parting: bool,
     /// What goes out at the very end, at the latest when this is dropped.
@@ -56,7 +57,7 @@ impl Quic {
             send,
             recv,
             decoder: Decoder::new(frame_bytes_max),
-            outbox: Outbox::default(),
+            unsent: Unsent::default(),
             parting: false,
             goodbye: None,
             finished: false,
@@ -66,7 +67,7 @@ impl Quic {
 
     /// Bytes of heap held for what is incomplete or unwritten, quinn's own left out.
     pub fn held_bytes(&self) -> usize {
-        self.decoder.held_bytes() + self.outbox.held_bytes()
+        self.decoder.held_bytes() + self.unsent.held_bytes()
     }
 
     /// Datagrams that are here. Errors are the stream's to tell: it ends with the connection.
@@ -169,7 +170,7 @@ impl Transport for Quic {
 
     fn queue_with(&mut self, encode: &mut dyn FnMut(&mut Vec<u8>)) {
         if !self.parting {
-            self.outbox.frame(encode);
+            put_frame(self.unsent.buffer(), encode);
         }
     }
 
@@ -182,18 +183,18 @@ impl Transport for Quic {
         let frame = Bytes::from(frame);
         // Too large for a packet, or the peer takes none.
         if self.session.send_datagram(frame.clone()).is_err() {
-            self.outbox.frame(&mut |out| out.extend_from_slice(&frame));
+            put_frame(self.unsent.buffer(), &mut |out| out.extend_from_slice(&frame));
         }
     }
 
     fn queued_bytes(&self) -> usize {
-        self.outbox.len()
+        self.unsent.len()
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
-        while !self.outbox.unsent().is_empty() {
-            let written = ready!(PollSend::poll_write(&mut self.send, cx, self.outbox.unsent()));
-            self.outbox.advance(written.map_err(gone)?);
+        while self.unsent.len() > 0 {
+            let written = ready!(PollSend::poll_write(&mut self.send, cx, self.unsent.front()));
+            self.unsent.advance(written.map_err(gone)?);
         }
         Poll::Ready(Ok(()))
     }
