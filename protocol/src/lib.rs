@@ -10,6 +10,7 @@ pub mod envelope;
 pub mod frame;
 pub mod id;
 pub mod internode;
+pub mod push;
 pub mod receiver;
 pub mod session;
 #[cfg(feature = "testing")]

@@ -1,0 +1,70 @@
+//! What every push provider offers to the pusher. **Invariant:** an answer says what to do next, whatever the provider
+//! called it.
+
+use async_trait::async_trait;
+use chappe_protocol::envelope::Urgency;
+use chappe_protocol::push::PushTarget;
+use chappe_protocol::time::{Millis, UnixMillis};
+
+/// "Sync", and how soon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wake {
+    /// How soon it matters.
+    pub urgency: Urgency,
+    /// A later wake with the same takes the place of an earlier one that the provider still holds. Random to the
+    /// provider; at most 32 of `A-Z a-z 0-9 - _` (RFC 8030 §5.4 is the narrowest).
+    pub collapse: String,
+    /// The provider gives it up then.
+    pub expires_at: UnixMillis,
+}
+
+/// What became of a wake, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// What to do.
+    pub verdict: Verdict,
+    /// The provider's word for it, from the fixed list of its table; `unknown` for words that are not on it. A metric label.
+    pub reason: &'static str,
+}
+
+/// What to do after an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The provider has it.
+    Done,
+    /// Try again, not before this has passed; `None`: by the backoff. Whether this holds for the device alone or for all
+    /// of the app says `scope`.
+    Retry {
+        /// What the provider asked for, bounded.
+        after: Option<Millis>,
+        /// For whom.
+        scope: Scope,
+    },
+    /// The token is dead, since then if the provider said so: to be removed if it was not registered anew later.
+    Drop {
+        /// Of the provider's clock.
+        since: Option<UnixMillis>,
+    },
+    /// Nothing of this app will pass until a person mends its configuration.
+    FixConfiguration,
+    /// This wake will never pass; kept where it is seen.
+    Park,
+}
+
+/// How far an answer reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// One device.
+    Device,
+    /// All devices of the app: its quota.
+    App,
+    /// All apps of the provider: it is down, or not reached.
+    Provider,
+}
+
+/// One app at one provider.
+#[async_trait]
+pub trait Provider: Send + Sync {
+    /// Hands one wake over. Ends within 20 s. Never fails: what goes wrong is an [`Answer`].
+    async fn wake(&self, target: &PushTarget, wake: &Wake) -> Answer;
+}
