@@ -13,6 +13,7 @@ use chappe_protocol::close::CloseCode;
 use chappe_protocol::frame::{ClientFrame, FrameError, GoAway, GoAwayClass, Hello, ServerFrame};
 use chappe_protocol::time::Millis;
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
@@ -61,7 +62,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let gateway = Arc::clone(&admission.0);
-    serve_with(admission, async move {
+    let handshake = Box::pin(async move {
         let tls = gateway.tls.as_ref().map(|tls| tls.current());
         match websocket::accept(incoming.io, tls, &gateway.config.handshake).await {
             Ok(transport) => Some(transport),
@@ -71,25 +72,21 @@ where
                 None
             }
         }
-    })
-    .await;
+    });
+    serve_with(admission, handshake).await;
 }
 
+/// What makes a transport of a connection. Boxed: what is needed once does not stay in the long-lived task.
+pub(crate) type Handshake<T> = Pin<Box<dyn Future<Output = Option<T>> + Send>>;
+
 /// Serves what the handshake makes of a connection, to its end.
-pub(crate) async fn serve_with<T: Transport>(
-    admission: Admission,
-    handshake: impl Future<Output = Option<T>> + Send,
-) {
-    // Boxed: what is needed once does not stay in the long-lived task.
+pub(crate) async fn serve_with<T: Transport>(admission: Admission, handshake: Handshake<T>) {
     let Some(connection) = Box::pin(open(&admission.0, handshake)).await else { return };
     let (connection, end) = connection.live().await;
     Box::pin(connection.finish(end)).await;
 }
 
-async fn open<T: Transport>(
-    gateway: &Arc<Gateway>,
-    handshake: impl Future<Output = Option<T>> + Send,
-) -> Option<Box<Connection<T>>> {
+async fn open<T: Transport>(gateway: &Arc<Gateway>, handshake: Handshake<T>) -> Option<Box<Connection<T>>> {
     gateway.metrics.handshakes.inc();
     let opened = tokio::select! {
         biased;

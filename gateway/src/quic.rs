@@ -3,6 +3,7 @@
 //! new one must first come back with a token (RFC 9000 §8.1); what a connection may hold is bounded by its limits.
 
 mod ids;
+mod socket;
 
 use crate::TlsSource;
 use crate::accept::{self, Admission};
@@ -16,6 +17,7 @@ use ids::Ids;
 pub use ids::ServerId;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use socket::Socket;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,6 +120,7 @@ impl QuicDoor {
         endpoint.cid_generator(move || Box::new(Ids(server_id)));
         let runtime = Arc::new(quinn::TokioRuntime);
         let server = Some(ServerConfig::clone(&config));
+        let socket = Arc::new(Socket(socket));
         let endpoint = Endpoint::new_with_abstract_socket(endpoint, server, socket, runtime)?;
         Ok(Self { endpoint, tls, keys, made: Mutex::new(Made { of, config }) })
     }
@@ -186,15 +189,15 @@ impl std::fmt::Debug for QuicDoor {
 
 async fn serve(admission: Admission, connecting: quinn::Connecting) {
     let gateway = Arc::clone(admission.gateway());
-    accept::serve_with(admission, async move {
+    let handshake = Box::pin(async move {
         let opened = open(&gateway, connecting).await;
         if let Err(why) = &opened {
             gateway.metrics.handshake_failed_total.inc();
             tracing::debug!(why, "a QUIC handshake failed");
         }
         opened.ok()
-    })
-    .await;
+    });
+    accept::serve_with(admission, handshake).await;
 }
 
 /// From the first packet to the session's stream.
@@ -219,16 +222,18 @@ async fn open(gateway: &Gateway, connecting: quinn::Connecting) -> Result<Quic, 
 /// The handshake of either kind of client.
 async fn shake_hands(
     handshake: &HandshakeLimits,
-    connecting: quinn::Connecting,
+    mut connecting: quinn::Connecting,
 ) -> Result<(Carrier, Session), &'static str> {
-    let connection = connecting.await.map_err(|_| "the connection broke")?;
-    let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
-    let protocol = data.and_then(|data| data.protocol).unwrap_or_default();
-    Ok(if protocol == ALPN {
-        (Carrier::Quic, Session::raw(connection))
-    } else {
-        (Carrier::WebTransport, web_transport(handshake, connection).await?)
-    })
+    let data = connecting.handshake_data().await.map_err(|_| "the connection broke")?;
+    let protocol = data.downcast::<HandshakeData>().ok().and_then(|data| data.protocol).unwrap_or_default();
+    if protocol == ALPN {
+        let connection = connecting.await.map_err(|_| "the connection broke")?;
+        return Ok((Carrier::Quic, Session::raw(connection)));
+    }
+    // HTTP/3's settings, which a client waits for, go out with our half of the handshake instead of a round trip later (RFC 9114
+    // §7.2.4.2). They are no secret, and nothing is taken from the client before its half.
+    let (connection, _) = connecting.into_0rtt().map_err(|_| "the connection broke")?;
+    Ok((Carrier::WebTransport, web_transport(handshake, connection).await?))
 }
 
 /// The request of a browser, judged as the WebSocket handshake's is.

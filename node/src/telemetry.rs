@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 
 /// How logs look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -31,10 +32,19 @@ impl Default for LogConfig {
     }
 }
 
+/// What strangers' packets make these libraries say at `warn` would let anybody fill the logs: only errors, unless the level
+/// names them.
+const DRIVEN_BY_STRANGERS: &str =
+    "quinn=error,quinn_proto=error,quinn_udp=error,web_transport_quinn=error,web_transport_proto=error";
+
+fn filter(level: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(format!("{DRIVEN_BY_STRANGERS},{level}"))
+}
+
 /// Starts logging to standard error and makes a panic one log line with its place.
 /// Errors: the level is no filter; or logging was started before.
 pub fn init(config: &LogConfig) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&config.level)
+    let filter = filter(&config.level)
         .map_err(|error| format!("log.level: {error}; try \"info\" or \"chappe_gateway=debug,info\""))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -51,4 +61,57 @@ pub fn init(config: &LogConfig) -> Result<(), String> {
         tracing::error!(place, "panicked");
     }));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(level: &str) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_env_filter(filter(level).unwrap())
+            .with_writer(move || writer.clone())
+            .with_ansi(false)
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(target: "quinn_proto::connection", "illegal packet");
+            tracing::warn!(target: "web_transport_quinn::session", "unknown capsule");
+            tracing::error!(target: "quinn_udp", "no socket");
+            tracing::debug!(target: "chappe_gateway", "ours");
+        });
+        let bytes = written.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn strangers_do_not_fill_the_logs() {
+        for level in ["warn", "debug", "trace", "chappe_gateway=debug,info"] {
+            let said = logged(level);
+            assert!(!said.contains("packet") && !said.contains("capsule"), "{level}: {said}");
+            assert!(
+                said.contains("no socket") && said.contains("ours") == (level != "warn"),
+                "{level}: {said}"
+            );
+        }
+        let asked = logged("warn,quinn_proto=debug");
+        assert!(asked.contains("illegal packet") && !asked.contains("capsule"), "{asked}");
+        assert!(filter("nonsense=loud").is_err());
+    }
 }

@@ -6,13 +6,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a measurement fails by panicking")]
 
+mod server;
 #[path = "../../gateway/benches/support/mod.rs"]
 mod support;
 
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,17 +26,14 @@ use clap::{Parser, Subcommand, ValueEnum};
 use futures_util::{StreamExt, stream};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use server::{CACHE_MIB, start_chappe};
 use support::{
-    Baseline, Clients, Dial, Io, MESSAGE_BYTES, Running, WARM_UP, hold, listen, median, ready, runtime,
-    server_part,
+    Baseline, Clients, Dial, Io, MESSAGE_BYTES, WARM_UP, hold, listen, median, ready, runtime, server_part,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Sessions that attach, or exchange their envelope, at once.
 const AT_ONCE: usize = 32;
-/// The store's cache of pages is no memory of sessions: it is made small, and filled before the first measurement, with
-/// envelopes like those that are exchanged later, since pages of other sizes take other room around them.
-const CACHE_MIB: usize = 16;
 /// Cursors are written within 5 s of an ack.
 const CURSORS_WRITTEN: Duration = Duration::from_secs(8);
 /// What is remembered of a submit for a minute has been given back by then.
@@ -155,7 +150,7 @@ fn measure_once(variant: Variant, count: usize) -> (usize, usize) {
         Variant::Session | Variant::SessionTls => {
             let folder = tempfile::tempdir().unwrap();
             let (server, address) = start_chappe(folder.path(), variant.is_tls());
-            let data = folder.path().join("data");
+            let data = server::data(folder.path());
             let clients = Clients::start(&[
                 "attach",
                 variant.name(),
@@ -168,27 +163,6 @@ fn measure_once(variant: Variant, count: usize) -> (usize, usize) {
     }
 }
 
-/// The product itself; heartbeats are rare, so that nothing moves while memory is read.
-fn start_chappe(folder: &Path, is_tls: bool) -> (Running, SocketAddr) {
-    let settings = format!(
-        "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\ndata = \"{}\"\n[tls]\noff = {}\n[log]\nlevel = \"warn\"\n\
-         [limits]\nping_every_ms = 600000\nframes_burst_max = 100000\n[store]\ncache_mib = {CACHE_MIB}\n",
-        folder.join("data").display(),
-        !is_tls,
-    );
-    let file = folder.join("chappe.toml");
-    std::fs::write(&file, settings).unwrap();
-    let mut server = Command::new(env!("CARGO_BIN_EXE_chappe"));
-    server.args(["serve", "--config", file.to_str().unwrap()]).stderr(Stdio::piped());
-    let mut server = Running(server.spawn().unwrap());
-    let mut said = BufReader::new(server.0.stderr.take().unwrap()).lines();
-    let greeting = said.next().unwrap().unwrap();
-    let address = greeting.split("://").nth(1).unwrap().split('/').next().unwrap().parse().unwrap();
-    // Its warnings go on; the thread ends with the server.
-    std::thread::spawn(move || said.for_each(|line| eprintln!("{}", line.unwrap_or_default())));
-    (server, address)
-}
-
 async fn attach_all(variant: Variant, port: u16, data: &Path, count: usize) {
     let data = DataDir::new(data);
     let dial = if variant.is_tls() {
@@ -199,6 +173,7 @@ async fn attach_all(variant: Variant, port: u16, data: &Path, count: usize) {
     };
     let world = SystemWorld::new();
     let mut sessions = attach(&dial, &data, &world, 0..WARM_UP).await;
+    // The cache is filled with envelopes like those that are exchanged later: pages of other sizes take other room.
     let fillers = 2 * (CACHE_MIB << 20) / MESSAGE_BYTES / WARM_UP + 1;
     for _ in 0..fillers {
         sessions = exchange(sessions, &world, MESSAGE_BYTES).await;

@@ -3,7 +3,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "helpers of tests")]
 
 #[path = "../ports/mod.rs"]
-mod ports;
+pub mod ports;
 
 use chappe_standalone::development::DataDir;
 use std::io::{BufRead, BufReader};
