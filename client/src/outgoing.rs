@@ -84,6 +84,11 @@ impl Outgoing {
         }
         for payload in &self.payloads {
             check_payload(payload.len(), limits)?;
+            // 0: a server that does not tell.
+            let max = limits.ephemeral_bytes_max;
+            if ephemeral && max > 0 && payload.len() > max as usize {
+                return Err(ClientError::TooLarge { limit_name: "ephemeral_bytes_max", max: max.into() });
+            }
         }
         let mut targets = Vec::with_capacity(self.targets.len());
         for (number, (user, devices, payload)) in (0u32..).zip(self.targets) {

@@ -101,6 +101,11 @@ pub(crate) fn check_submit(submit: &Submit, limits: &Limits, in_flight: usize) -
     if submit.payloads.iter().any(|payload| payload.len() > limits.envelope_bytes_max as usize) {
         return never("envelope_bytes_max");
     }
+    if submit.ephemeral
+        && submit.payloads.iter().any(|payload| payload.len() > limits.ephemeral_bytes_max as usize)
+    {
+        return never("ephemeral_bytes_max");
+    }
     if submit.targets.len() > limits.targets_max as usize {
         return never("targets_max");
     }
@@ -193,11 +198,15 @@ mod tests {
         let limits = Limits::default();
         let (bytes, targets) = (limits.envelope_bytes_max as usize, limits.targets_max);
         let (ttl, in_flight) = (limits.ttl_max, limits.submits_in_flight_max as usize);
+        let ephemeral = |bytes| Submit { ephemeral: true, ..submit(bytes, 1, ttl) };
+        let passing = limits.ephemeral_bytes_max as usize;
         assert_eq!(check_submit(&submit(bytes, targets, ttl), &limits, in_flight - 1), Ok(()));
+        assert_eq!(check_submit(&ephemeral(passing), &limits, 0), Ok(()));
         let beyond = [
             (submit(bytes + 1, 1, ttl), 0, "envelope_bytes_max", false),
             (submit(1, targets + 1, ttl), 0, "targets_max", false),
             (submit(1, 1, Millis(ttl.0 + 1)), 0, "ttl_ms_max", false),
+            (ephemeral(passing + 1), 0, "ephemeral_bytes_max", false),
             (submit(1, 1, ttl), in_flight, "submits_in_flight_max", true),
         ];
         for (submit, in_flight, name, retryable) in beyond {

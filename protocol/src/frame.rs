@@ -197,6 +197,8 @@ pub struct Limits {
     pub ping_every: Millis,
     /// Submits sent and not answered.
     pub submits_in_flight_max: u32,
+    /// Payload bytes of one ephemeral; at most those of a router (16 KiB). 0: the server does not tell.
+    pub ephemeral_bytes_max: u32,
 }
 
 impl Default for Limits {
@@ -212,6 +214,7 @@ impl Default for Limits {
             frames_burst_max: 200,
             ping_every: Millis::from_secs(25),
             submits_in_flight_max: 64,
+            ephemeral_bytes_max: 16 * 1024,
         }
     }
 }

@@ -173,7 +173,7 @@ async fn ephemerals_pass_small_and_large() {
     let site = Site::start().await;
     for (scheme, _) in SCHEMES {
         let (anna, ben) = (site.client(scheme, "anna").await, site.client(scheme, "ben").await);
-        for size in [10usize, 3000] {
+        for size in [10usize, 3000, 16 * 1024] {
             let payload = vec![7; size];
             let taken = async {
                 loop {
@@ -189,6 +189,11 @@ async fn ephemerals_pass_small_and_large() {
             };
             assert_eq!(within(taken).await.to_vec(), payload, "{scheme}");
         }
+        let refused = anna.submit_ephemeral(Outgoing::new(vec![7; 16 * 1024 + 1]).to("ben"));
+        assert!(
+            matches!(refused, Err(ClientError::TooLarge { limit_name: "ephemeral_bytes_max", .. })),
+            "{refused:?}"
+        );
         within(anna.close()).await;
         within(ben.close()).await;
     }

@@ -162,6 +162,7 @@ fn welcome(welcome: wire::Welcome) -> Result<Welcome> {
             frames_burst_max: limits.frames_burst_max,
             ping_every: Millis(u64::from(limits.ping_every_ms)),
             submits_in_flight_max: limits.submits_in_flight_max,
+            ephemeral_bytes_max: limits.ephemeral_bytes_max,
         },
         resumed: welcome.resumed,
         server_time: UnixMillis(welcome.server_time_ms),

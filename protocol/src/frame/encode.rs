@@ -158,6 +158,7 @@ fn limits(limits: &Limits) -> wire::Limits {
         frames_burst_max: limits.frames_burst_max,
         ping_every_ms: millis32(limits.ping_every),
         submits_in_flight_max: limits.submits_in_flight_max,
+        ephemeral_bytes_max: limits.ephemeral_bytes_max,
     }
 }
 

@@ -105,7 +105,7 @@ fn every_word_of_the_schema_that_a_client_meets_is_documented() {
 fn the_limits_and_their_defaults_are_documented() {
     let document = document();
     let default = Limits::default();
-    let values: [(&str, u64); 10] = [
+    let values: [(&str, u64); 11] = [
         ("envelope_bytes_max", default.envelope_bytes_max.into()),
         ("frame_bytes_max", default.frame_bytes_max.into()),
         ("targets_max", default.targets_max.into()),
@@ -116,6 +116,7 @@ fn the_limits_and_their_defaults_are_documented() {
         ("frames_burst_max", default.frames_burst_max.into()),
         ("ping_every_ms", default.ping_every.0),
         ("submits_in_flight_max", default.submits_in_flight_max.into()),
+        ("ephemeral_bytes_max", default.ephemeral_bytes_max.into()),
     ];
     let names: BTreeSet<String> = values.iter().map(|(name, _)| (*name).to_string()).collect();
     let message = schema().get_message_by_name("chappe.v1.Limits").unwrap();

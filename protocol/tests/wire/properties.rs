@@ -109,7 +109,7 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
 
 fn welcome() -> impl Strategy<Value = Welcome> {
     let ids = (any::<[u8; 16]>(), any::<u64>(), any::<u64>(), any::<[u8; 16]>());
-    let rest = (vec(any::<u8>(), 0..=512), any::<[u32; 9]>(), any::<u64>(), any::<bool>(), any::<u64>());
+    let rest = (vec(any::<u8>(), 0..=512), any::<[u32; 10]>(), any::<u64>(), any::<bool>(), any::<u64>());
     (ids, rest).prop_map(|((session, epoch, from, tag), (resume, n, ttl_max, resumed, time))| Welcome {
         session: ConnectionId(session),
         epoch: Epoch(epoch),
@@ -127,6 +127,7 @@ fn welcome() -> impl Strategy<Value = Welcome> {
             frames_burst_max: n[6],
             ping_every: Millis(u64::from(n[7])),
             submits_in_flight_max: n[8],
+            ephemeral_bytes_max: n[9],
         },
         resumed,
         server_time: UnixMillis(time),
