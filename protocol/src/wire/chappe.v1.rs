@@ -204,6 +204,9 @@ pub struct Limits {
     /// Submits sent and not answered.
     #[prost(uint32, tag = "10")]
     pub submits_in_flight_max: u32,
+    /// Bytes of one payload that is not stored (`Submit.ephemeral`); 0 from a server that does not tell.
+    #[prost(uint32, tag = "11")]
+    pub ephemeral_bytes_max: u32,
 }
 /// The answer to a good Hello.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
