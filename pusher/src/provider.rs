@@ -18,6 +18,14 @@ pub struct Wake {
     pub expires_at: UnixMillis,
 }
 
+impl Wake {
+    /// Whether every provider takes its collapse key.
+    pub fn is_sound(&self) -> bool {
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        (1..=32).contains(&self.collapse.len()) && self.collapse.bytes().all(good)
+    }
+}
+
 /// What became of a wake, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
