@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 /// Longest body that is read, in bytes; longer ones are judged as too long.
 pub(crate) const BODY_BYTES_MAX: usize = 64 * 1024;
 /// The longest that a request is held.
-pub(crate) const HOLD_MAX: Duration = Duration::from_secs(600);
+pub(crate) const HOLD_MAX: Duration = Duration::from_mins(10);
 
 /// One connection.
 #[derive(Debug)]

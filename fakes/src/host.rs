@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 /// The longest that TLS, the preface of HTTP/2 or a request of HTTP/1.1 may take.
 pub(crate) const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// The longest that a connection is kept without an answer.
-const BLACK_HOLE_MAX: Duration = Duration::from_secs(600);
+const BLACK_HOLE_MAX: Duration = Duration::from_mins(10);
 /// Bytes that a pipe holds in each direction.
 const PIPE_BYTES: usize = 64 * 1024;
 

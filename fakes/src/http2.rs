@@ -21,7 +21,7 @@ const HEADERS_BYTES_MAX: u32 = 16 * 1024;
 /// How long a client may take to close its connection after GOAWAY.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
 /// How long a client may take to send a body.
-const BODY_MAX: Duration = Duration::from_secs(60);
+const BODY_MAX: Duration = Duration::from_mins(1);
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve<IO>(shared: Arc<Shared>, io: IO, number: u64, cut: CancellationToken)

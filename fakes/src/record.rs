@@ -35,7 +35,6 @@ pub enum Kind {
 
 /// What was made of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Verdict {
     /// Everything was right: a real provider would have taken it.
     Accepted {
@@ -178,9 +177,11 @@ impl Record {
 
     /// Entries after this number, oldest first: for whoever follows along.
     pub fn after(&self, number: u64) -> Vec<Entry> {
-        let mut entries = self.entries();
-        entries.retain(|entry| entry.number > number);
-        entries
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let newer = held.entries.iter().rev().take_while(|entry| entry.number > number);
+        let mut newer: Vec<Entry> = newer.cloned().collect();
+        newer.reverse();
+        newer
     }
 
     /// How many of what.

@@ -73,7 +73,7 @@ async fn down_for_a_time_cuts_all_and_comes_back() {
     let push = alert(&apns, &provider_token(&apns, 0), &apns.new_token());
     let mut client = Client::pipe(&apns).await;
     assert_eq!(client.push(&push).await.status, 200);
-    apns.down_for(Duration::from_secs(60));
+    apns.down_for(Duration::from_mins(1));
     assert!(soon(client.try_push(&push)).await.is_err());
     tokio::time::sleep(Duration::from_secs(59)).await;
     assert!(tls(&apns, &[b"h2"], apns.pipe()).await.is_err());
@@ -150,7 +150,7 @@ async fn http1(fcm: &Fcm) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut all = Vec::new();
     let read = async { while stream.read_buf(&mut all).await.is_ok_and(|count| count > 0) {} };
-    let _ = tokio::time::timeout(Duration::from_secs(300), read).await;
+    let _ = tokio::time::timeout(Duration::from_mins(5), read).await;
     String::from_utf8(all).unwrap()
 }
 

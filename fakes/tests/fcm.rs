@@ -81,6 +81,7 @@ async fn assertions_are_checked_claim_by_claim() {
     let good = jwt(Algorithm::RS256, kid, pem, &right);
     let cases = [
         (bent("iss", json!("somebody@else")), "invalid_grant"),
+        (bent("sub", json!("ben@example.org")), "unauthorized_client"),
         (bent("aud", json!("https://oauth2.googleapis.com/token")), "invalid_grant"),
         (bent("iat", json!(now + 1)), "invalid_grant"),
         (bent("iat", Value::Null), "invalid_grant"),

@@ -132,6 +132,10 @@ impl Logins {
         if jws::text(claims, "iss").map_err(grant)? != self.email {
             return Err(grant("iss is not the account's client_email".to_owned()));
         }
+        // Google takes a subject for accounts with authority over a whole domain; this one has none.
+        if claims.get("sub").is_some_and(|subject| subject != &self.email) {
+            return Err(Complaint("unauthorized_client", "sub is somebody else".to_owned()));
+        }
         if jws::text(claims, "aud").map_err(grant)? != self.audience {
             return Err(grant("aud is not the account's token_uri".to_owned()));
         }

@@ -49,8 +49,12 @@ impl Refusal<'_> {
         Reply::json(self.status, &json!({ "error": error }))
     }
 
-    fn judgement(&self) -> Judgement {
-        Judgement::refused(self.reply(), self.code.unwrap_or(self.canonical), self.message.to_owned())
+    fn judgement(&self) -> Box<Judgement> {
+        Box::new(Judgement::refused(
+            self.reply(),
+            self.code.unwrap_or(self.canonical),
+            self.message.to_owned(),
+        ))
     }
 }
 
@@ -81,7 +85,7 @@ const CODES: [&str; 8] = [
 ];
 
 impl FcmRules {
-    fn check(&self, request: &Incoming) -> Result<String, Judgement> {
+    fn check(&self, request: &Incoming) -> Result<String, Box<Judgement>> {
         let refuse = |status: u16, message: &str| {
             let canonical = canonical(status);
             Refusal { status, canonical, code: None, field: None, message }.judgement()
@@ -148,7 +152,7 @@ impl Rules for FcmRules {
         }
         match self.check(request) {
             Ok(name) => Judgement::accepted(Reply::json(200, &json!({ "name": name })), name),
-            Err(refused) => refused,
+            Err(refused) => *refused,
         }
     }
 

@@ -133,9 +133,10 @@ pub(crate) async fn whole(response: Response<h2::RecvStream>) -> Result<Seen, h2
 
 pub(crate) fn jwt(algorithm: Algorithm, kid: &str, pem: &str, claims: &Value) -> String {
     let header = Header { kid: Some(kid.to_owned()), ..Header::new(algorithm) };
-    let key = match algorithm {
-        Algorithm::RS256 => EncodingKey::from_rsa_pem(pem.as_bytes()),
-        _ => EncodingKey::from_ec_pem(pem.as_bytes()),
+    let key = if algorithm == Algorithm::RS256 {
+        EncodingKey::from_rsa_pem(pem.as_bytes())
+    } else {
+        EncodingKey::from_ec_pem(pem.as_bytes())
     };
     jsonwebtoken::encode(&header, claims, &key.unwrap()).unwrap()
 }
