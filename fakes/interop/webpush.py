@@ -56,7 +56,7 @@ def run(check, certificate, given):
 
 def over_http2(check, certificate, subscription, key):
     """The same bytes by another carrier."""
-    body = WebPusher({"endpoint": subscription["endpoint"], "keys": subscription["keys"]}).encode("sync over HTTP/2")
+    body = WebPusher({"endpoint": subscription["endpoint"], "keys": subscription["keys"]}).encode(b"sync over HTTP/2")
     origin = subscription["endpoint"].split("/push/")[0]
     headers = key.sign(CLAIMS | {"aud": origin}) | {"ttl": "0", "content-encoding": "aes128gcm"}
     with httpx.Client(http2=True, verify=ssl.create_default_context(cafile=certificate)) as client:

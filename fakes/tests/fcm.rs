@@ -82,7 +82,7 @@ async fn assertions_are_checked_claim_by_claim() {
     let cases = [
         (bent("iss", json!("somebody@else")), "invalid_grant"),
         (bent("sub", json!("ben@example.org")), "unauthorized_client"),
-        (bent("aud", json!("https://oauth2.googleapis.com/token")), "invalid_grant"),
+        (bent("aud", json!(fcm.url())), "invalid_grant"),
         (bent("iat", json!(now + 1)), "invalid_grant"),
         (bent("iat", Value::Null), "invalid_grant"),
         (bent("exp", json!(now + 3601)), "invalid_grant"),
@@ -111,6 +111,8 @@ async fn assertions_are_checked_claim_by_claim() {
         );
     }
     assert_eq!(client.push(&form(&good)).await.status, 200);
+    let google = bent("aud", json!("https://oauth2.googleapis.com/token"));
+    assert_eq!(client.push(&google).await.status, 200, "what Google's own client signs");
     let mut wide = right.clone();
     wide["scope"] = json!("https://www.googleapis.com/auth/cloud-platform x");
     assert_eq!(client.push(&login(&fcm, &wide)).await.status, 200);

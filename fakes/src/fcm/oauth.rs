@@ -15,6 +15,8 @@ const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 /// Either of these may send messages.
 const SCOPES: [&str; 2] =
     ["https://www.googleapis.com/auth/firebase.messaging", "https://www.googleapis.com/auth/cloud-platform"];
+/// "When making an access token request this value is always …": Google's own client signs this, whatever `token_uri` is.
+const GOOGLE: &str = "https://oauth2.googleapis.com/token";
 /// An assertion holds at most this long, in seconds.
 const ASSERTION_SECONDS_MAX: u64 = 3600;
 /// Access tokens remembered; the one that expires first goes first.
@@ -136,8 +138,9 @@ impl Logins {
         if claims.get("sub").is_some_and(|subject| subject != &self.email) {
             return Err(Complaint("unauthorized_client", "sub is somebody else".to_owned()));
         }
-        if jws::text(claims, "aud").map_err(grant)? != self.audience {
-            return Err(grant("aud is not the account's token_uri".to_owned()));
+        let audience = jws::text(claims, "aud").map_err(grant)?;
+        if audience != self.audience && audience != GOOGLE {
+            return Err(grant("aud is neither the account's token_uri nor Google's".to_owned()));
         }
         let (issued, expires) =
             (jws::seconds(claims, "iat").map_err(grant)?, jws::seconds(claims, "exp").map_err(grant)?);
