@@ -8,6 +8,7 @@ use crate::rules::{Incoming, Judgement, Memory, Streams};
 use crate::script::Step;
 use crate::wire::Lever;
 use bytes::Bytes;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,8 @@ pub(crate) struct Link {
     /// GOAWAY was sent.
     pub(crate) leaving: CancellationToken,
     lever: Option<Lever>,
+    /// Answers that are still to come.
+    pub(crate) owed: AtomicUsize,
     order: Mutex<Order>,
 }
 
@@ -57,7 +60,7 @@ pub(crate) enum Outcome {
 impl Link {
     pub(crate) fn new(number: u64, carrier: Carrier, cut: CancellationToken, lever: Option<Lever>) -> Self {
         let leaving = CancellationToken::new();
-        Self { number, carrier, cut, leaving, lever, order: Mutex::default() }
+        Self { number, carrier, cut, leaving, lever, owed: AtomicUsize::new(0), order: Mutex::default() }
     }
 
     /// A stream was opened. `false`: over the limit.
@@ -139,6 +142,12 @@ pub(crate) fn decide(shared: &Shared, link: &Link, stream: u32, incoming: &Incom
         Step::Answer(answer) => {
             let reply = Reply::scripted(&answer, shared.rules.scripted(&answer, incoming));
             write(scripted(Some(reply.status.as_u16())), name, None);
+            // To Apple a refused token is a refused token, whoever wrote the answer.
+            if let Some(lever) = link.lever.as_ref().filter(|_| shared.rules.starts_with_one_stream())
+                && reply.status == http::StatusCode::FORBIDDEN
+            {
+                lever.limit_streams(1);
+            }
             Outcome::Reply(reply)
         }
         Step::RefuseStream => {

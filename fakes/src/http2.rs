@@ -12,13 +12,14 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Request, Response};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 /// Longest head of a request, in bytes.
 const HEADERS_BYTES_MAX: u32 = 16 * 1024;
-/// How long a client may take to close its connection after GOAWAY.
+/// How long a client may take to close its connection after GOAWAY, once it has all answers.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
 /// How long a client may take to send a body.
 const BODY_MAX: Duration = Duration::from_mins(1);
@@ -42,6 +43,9 @@ where
     let left = async {
         link.leaving.cancelled().await;
         tokio::time::sleep(LEAVE_MAX).await;
+        while link.owed.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(LEAVE_MAX).await;
+        }
     };
     tokio::pin!(left);
     loop {
@@ -98,9 +102,11 @@ async fn stream_to_end(
     match flow::decide(&shared, &link, stream, &incoming(&shared, &request, body)) {
         Outcome::Reply(reply) | Outcome::ReplyAndLeave(reply) => send(respond, reply),
         Outcome::ReplyAfter(by, reply) => {
+            link.owed.fetch_add(1, Ordering::Relaxed);
             if hold(&link, &mut respond, by).await {
                 send(respond, reply);
             }
+            link.owed.fetch_sub(1, Ordering::Relaxed);
         }
         Outcome::HalfReply(reply) => half(&link, respond, reply).await,
         Outcome::Hold | Outcome::LeaveAlone => {

@@ -3,7 +3,7 @@
 
 mod support;
 
-use chappe_fakes::{Apns, ApnsConfig, Clock, HostConfig, TokenState, Verdict};
+use chappe_fakes::{Apns, ApnsConfig, Clock, HostConfig, Step, TokenState, Verdict};
 use jsonwebtoken::Algorithm;
 use serde_json::json;
 use std::time::Duration;
@@ -185,6 +185,8 @@ async fn provider_tokens_are_checked_to_the_bit() {
         let seen = judged(&apns, &alert(&apns, &token, &device)).await;
         assert_eq!(seen, (403, reason.to_owned()), "case {number}");
     }
+    let long = apns.record().wakes().into_iter().nth(2).map(|entry| entry.verdict);
+    assert!(matches!(long, Some(Verdict::Refused { why, .. }) if why.contains("of ES256 has 64")));
     let none = alert(&apns, &good, &device).without("authorization");
     assert_eq!(judged(&apns, &none).await, (403, "MissingProviderToken".to_owned()));
     let basic = none.with("authorization", &format!("basic {good}"));
@@ -250,5 +252,9 @@ async fn one_stream_until_the_first_success_and_after_a_refused_token() {
     assert_eq!(client.push(&good).await.status, 200);
     assert_eq!(client.push(&good).await.status, 200);
     assert_eq!(client.send.current_max_send_streams(), 50);
+    apns.script().next(Step::answer(403, "ExpiredProviderToken").into());
+    assert_eq!(client.push(&good).await.status, 403);
+    assert_eq!(client.push(&bad_topic).await.status, 400);
+    assert_eq!(client.send.current_max_send_streams(), 1, "so does a scripted one");
     assert_eq!(apns.record().counts().over_limit, 0);
 }

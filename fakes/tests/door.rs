@@ -82,6 +82,16 @@ async fn down_for_a_time_cuts_all_and_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_later_door_outlives_an_earlier_time_of_being_down() {
+    let apns = Apns::start(ApnsConfig::default()).await.unwrap();
+    apns.down_for(Duration::from_secs(10));
+    apns.set_door(Door::TlsFailure);
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let failed = tls(&apns, &[b"h2"], apns.pipe()).await.unwrap_err().to_string();
+    assert!(failed.contains("HandshakeFailure"), "{failed}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn connections_are_bounded() {
     let host = HostConfig { connections_max: 1, ..HostConfig::default() };
     let apns = Apns::start(ApnsConfig { host, ..ApnsConfig::default() }).await.unwrap();

@@ -113,7 +113,7 @@ async fn a_closed_connection_takes_all_streams_and_after_processing_the_wake_is_
 #[tokio::test(start_paused = true)]
 async fn a_graceful_goaway_answers_what_is_under_way() {
     let (apns, mut client, push) = start().await;
-    apns.script().next(Step::Slow(Duration::from_secs(2)));
+    apns.script().next(Step::Slow(Duration::from_secs(12)));
     apns.script().next(Step::GoAway);
     let under_way = client.start(&push).await.unwrap();
     assert_eq!(client.push(&push).await.status, 200);
