@@ -44,13 +44,13 @@ def run(check, certificate, given):
     bearer = {"authorization": f"Bearer {token}"}
     live = given["tokens"][0]
     wake = {"data": {"k": "sync"}, "android": {"priority": "HIGH", "ttl": "60s", "collapse_key": "c"}}
-    invalid = (400, "INVALID_ARGUMENT", ["INVALID_ARGUMENT"])
+    invalid = (400, "INVALID_ARGUMENT", [])
     cases = [
         ("a dead token", bearer, wake | {"token": given["dead_token"]}, (404, "NOT_FOUND", ["UNREGISTERED"])),
         ("a number in data", bearer, {"token": live, "data": {"k": 1}}, invalid),
         ("a field of the protocol that is no more", bearer, {"to": live}, invalid),
         ("a ttl without unit", bearer, {"token": live, "android": {"ttl": "60"}}, invalid),
-        ("no token of a device", bearer, wake | {"token": "no token"}, invalid),
+        ("no token of a device", bearer, wake | {"token": "no token"}, (400, "INVALID_ARGUMENT", ["INVALID_ARGUMENT"])),
         ("no access token", {}, wake | {"token": live}, (401, "UNAUTHENTICATED", [])),
         ("a made-up access token", {"authorization": "Bearer ya29.x"}, wake | {"token": live}, (401, "UNAUTHENTICATED", [])),
     ]

@@ -39,14 +39,15 @@ const ANDROID: [&str; 10] = [
 /// What is wrong, and with which field.
 #[derive(Debug)]
 pub(super) struct Wrong {
-    pub(super) field: String,
+    /// None: the request is well made, the token is no token.
+    pub(super) field: Option<String>,
     pub(super) why: String,
 }
 
 type Checked<T> = Result<T, Wrong>;
 
 fn wrong<T>(field: &str, why: &str) -> Checked<T> {
-    Err(Wrong { field: field.to_owned(), why: why.to_owned() })
+    Err(Wrong { field: Some(field.to_owned()), why: why.to_owned() })
 }
 
 /// The token of a message that is right.
@@ -66,7 +67,8 @@ pub(super) fn check(body: &Value) -> Checked<String> {
     };
     let letters = |byte: u8| byte.is_ascii_alphanumeric() || b"-_:".contains(&byte);
     if token.is_empty() || token.len() > TOKEN_BYTES_MAX || !token.bytes().all(letters) {
-        return wrong("message.token", "The registration token is not a valid FCM registration token");
+        let why = "The registration token is not a valid FCM registration token".to_owned();
+        return Err(Wrong { field: None, why });
     }
     if let Some(data) = message.get("data") {
         check_data(data, "message.data")?;
@@ -103,8 +105,8 @@ fn check_data(data: &Value, at: &str) -> Checked<()> {
     let mut bytes = 0;
     for (name, value) in data {
         let Value::String(value) = value else { return wrong(at, "every value of data is a string") };
-        let reserved = ["from", "message_type"].contains(&name.as_str())
-            || ["google.", "gcm.notification."].iter().any(|start| name.starts_with(start));
+        let reserved = ["from", "message_type", "gcm"].contains(&name.as_str())
+            || ["google", "gcm.notification."].iter().any(|start| name.starts_with(start));
         if reserved {
             return wrong(at, "a name of data is reserved");
         }

@@ -105,19 +105,20 @@ impl FcmRules {
         let Ok(body) = serde_json::from_slice::<Value>(&request.body) else {
             return Err(refuse(400, "Invalid JSON payload received."));
         };
+        // Google's examples: a wrong field has BadRequest alone, a wrong token has FcmError alone.
         let invalid = |field: Option<&str>, message: &str| {
-            let (canonical, code) = ("INVALID_ARGUMENT", Some("INVALID_ARGUMENT"));
+            let canonical = "INVALID_ARGUMENT";
+            let code = field.is_none().then_some(canonical);
             Refusal { status: 400, canonical, code, field, message }.judgement()
         };
-        let token = message::check(&body).map_err(|wrong| invalid(Some(&wrong.field), &wrong.why))?;
+        let token = message::check(&body).map_err(|wrong| invalid(wrong.field.as_deref(), &wrong.why))?;
         match self.tokens.get(&token) {
             TokenState::Live => {
                 Ok(format!("projects/{}/messages/0:{}", self.project, codec::hex(&codec::random::<12>())))
             }
-            TokenState::NeverValid => Err(invalid(
-                Some("message.token"),
-                "The registration token is not a valid FCM registration token",
-            )),
+            TokenState::NeverValid => {
+                Err(invalid(None, "The registration token is not a valid FCM registration token"))
+            }
             TokenState::DeadSince(_) => {
                 let (canonical, code) = ("NOT_FOUND", Some("UNREGISTERED"));
                 let message = "Requested entity was not found.";
