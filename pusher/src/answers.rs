@@ -57,6 +57,19 @@ pub(crate) const fn rest(status: Status, label: &'static str, act: Act, why: &'s
     Row { status, reason: None, label, act, why }
 }
 
+impl Answer {
+    /// The same for one device: what one push service of many says holds for none but its own.
+    pub(crate) fn for_device(self) -> Self {
+        let verdict = match self.verdict {
+            Verdict::Retry { after, scope: _ } => Verdict::Retry { after, scope: Scope::Device },
+            other @ (Verdict::Done | Verdict::Drop { .. } | Verdict::FixConfiguration | Verdict::Park) => {
+                other
+            }
+        };
+        Self { verdict, ..self }
+    }
+}
+
 const fn own(label: &'static str, act: Act, why: &'static str) -> Row {
     Row { status: Status::Own, reason: None, label, act, why }
 }
@@ -183,11 +196,15 @@ pub fn page() -> String {
         "writes this file anew. The first line that fits counts. A body that is no JSON, a reason that is not listed:".into(),
         "the status alone decides. `Retry-After`, in seconds or as a date, is honoured up to an hour.".into(),
     ];
-    let tables = [(
-        "APNs",
-        "Reasons as in Apple's \"Handling notification responses from APNs\".",
-        crate::apns::TABLE,
-    )];
+    let tables = [
+        ("APNs", "Reasons as in Apple's \"Handling notification responses from APNs\".", crate::apns::TABLE),
+        (
+            "FCM",
+            "`errorCode` of the details of type `FcmError`, else the `status` of the error.",
+            crate::fcm::TABLE,
+        ),
+        ("Web Push", "RFC 8030 knows no reasons.", crate::webpush::TABLE),
+    ];
     for (name, source, table) in tables {
         lines.extend([String::new(), format!("## {name}"), String::new(), source.to_owned(), String::new()]);
         lines.extend(["| Status | Reason | Chappe | Why |".to_owned(), "|---|---|---|---|".to_owned()]);

@@ -1,11 +1,31 @@
-//! A breaker in front of a pool. **Invariant:** what is the caller's fault (a bad token, a full queue) never opens it.
+//! A breaker in front of a pool, and the time of one wake. **Invariant:** what is the caller's fault (a bad token, a full queue) never opens it.
 
 use crate::answers::BREAKER_OPEN;
 use crate::breaker::{Breaker, BreakerConfig, Ticket};
 use crate::provider::Answer;
 use crate::transport::{Reply, SendError};
+use chappe_protocol::time::{Millis, Time};
 use chappe_protocol::world::World;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// What [`crate::provider::Provider::wake`] may take, all its requests together.
+const WAKE_MAX: Millis = Millis::from_secs(20);
+
+/// The time that one wake has.
+pub(crate) struct Budget<'a> {
+    world: &'a dyn World,
+    start: Time,
+}
+
+impl<'a> Budget<'a> {
+    pub(crate) fn start(world: &'a dyn World) -> Self {
+        Self { world, start: world.now() }
+    }
+
+    pub(crate) fn left(&self) -> Millis {
+        Millis(WAKE_MAX.0.saturating_sub((self.world.now() - self.start).0))
+    }
+}
 
 pub(crate) struct Gate {
     breaker: Mutex<Breaker>,

@@ -3,6 +3,11 @@
 pub mod answers;
 pub mod apns;
 pub mod breaker;
+pub mod config;
+pub mod fcm;
 mod gate;
+pub mod log;
 pub mod provider;
+pub mod schedule;
 pub mod transport;
+pub mod webpush;

@@ -18,7 +18,7 @@ pub use token::{ApnsSigner, BadKey};
 use crate::answers::{
     BAD_TARGET, BAD_WAKE, CALLS_ONLY, EXPIRED, SIGNING_FAILED, UNKNOWN_APP, decide, unanswered,
 };
-use crate::gate::Gate;
+use crate::gate::{Budget, Gate};
 use crate::provider::{Answer, Provider, Verdict, Wake};
 use crate::transport::{Origin, Pool, Post, Reply, SendError, Wires};
 use async_trait::async_trait;
@@ -144,13 +144,14 @@ impl Apns {
     async fn send(&self, pool: &Pool, post: &mut Post) -> Option<Result<Reply, SendError>> {
         let (authorization, number) = self.signer.current()?;
         post.headers.insert("authorization", authorization);
-        let reply = pool.send(post).await;
+        let budget = Budget::start(&*self.world);
+        let reply = pool.send_within(post, budget.left()).await;
         let expired = matches!(&reply, Ok(reply) if reply.status == 403 && Said::read(reply).is("ExpiredProviderToken"));
         if !expired || !self.signer.expired(number) {
             return Some(reply);
         }
         post.headers.insert("authorization", self.signer.current()?.0);
-        Some(pool.send(post).await)
+        Some(pool.send_within(post, budget.left()).await)
     }
 }
 

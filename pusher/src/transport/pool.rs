@@ -4,6 +4,7 @@
 use super::slots::{LaneId, Opening, Place, Slots, Taken};
 use super::{Dialer, Origin, PoolLimits, Post, Reply, SendError, connection, retry_after};
 use bytes::{Bytes, BytesMut};
+use chappe_protocol::time::Millis;
 use chappe_protocol::world::World;
 use h2::{Reason, RecvStream};
 use http::{Method, Request, Response, Version, header};
@@ -90,7 +91,12 @@ impl Pool {
 
     /// One exchange. Ends by [`PoolLimits::exchange`]; cancelling it resets its stream.
     pub async fn send(&self, post: &Post) -> Result<Reply, SendError> {
-        let mut deadline = pin!(tokio::time::sleep(self.limits.exchange.to_std()));
+        self.send_within(post, self.limits.exchange).await
+    }
+
+    /// The same for what is a part of a longer exchange: ends by `left`, if that is sooner.
+    pub async fn send_within(&self, post: &Post, left: Millis) -> Result<Reply, SendError> {
+        let mut deadline = pin!(tokio::time::sleep(left.min(self.limits.exchange).to_std()));
         let (mut avoid, mut unsent) = (None, 0);
         loop {
             let place = tokio::select! {

@@ -324,3 +324,23 @@ pub(crate) fn wake(urgency: Urgency) -> Wake {
 pub(crate) fn verdict(answer: &Answer) -> (Verdict, &'static str) {
     (answer.verdict, answer.reason)
 }
+
+/// A key file as Google hands it out, and the public half (PKCS #1 in DER).
+pub(crate) fn service_account(token_uri: &str) -> (String, Vec<u8>) {
+    use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
+    use aws_lc_rs::rsa::{KeyPair, KeySize};
+    use aws_lc_rs::signature::KeyPair as _;
+    use base64::Engine as _;
+    static KEY: std::sync::LazyLock<KeyPair> =
+        std::sync::LazyLock::new(|| KeyPair::generate(KeySize::Rsa2048).unwrap());
+    let der: Pkcs8V1Der<'_> = KEY.as_der().unwrap();
+    let text = base64::engine::general_purpose::STANDARD.encode(der.as_ref());
+    let lines: Vec<&str> =
+        text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n"));
+    let json = serde_json::json!({
+        "type": "service_account", "project_id": "chat-1", "private_key_id": "kid-7", "private_key": pem,
+        "client_email": "pusher@chat-1.example", "token_uri": token_uri,
+    });
+    (json.to_string(), KEY.public_key().as_ref().to_vec())
+}
