@@ -113,6 +113,8 @@ fn the_arrows_between_crates_are_those_of_the_house() {
         ("storage", &["protocol"]),
         ("router", &["protocol", "storage", "node"]),
         ("gateway", &["protocol", "storage", "router", "node"]),
+        ("pusher", &["protocol", "storage", "node"]),
+        ("fakes", &[]),
         ("client", &["protocol"]),
         ("node", &["protocol"]),
         ("loadtest", &["protocol", "client", "node"]),
@@ -121,7 +123,10 @@ fn the_arrows_between_crates_are_those_of_the_house() {
     let mut seen = 0;
     for (path, text) in files(&["Cargo.toml"]) {
         let folder = path.parent().unwrap().to_string_lossy().into_owned();
-        let Some(allowed) = allowed.get(folder.as_str()) else { continue };
+        if folder.is_empty() {
+            continue;
+        }
+        let allowed = allowed.get(folder.as_str()).expect(&folder);
         seen += 1;
         for arrow in arrows(&text) {
             assert!(allowed.contains(&arrow.as_str()), "{folder} may not depend on {arrow}");
