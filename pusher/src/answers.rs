@@ -110,6 +110,8 @@ pub(crate) const HOST_NOT_ALLOWED: Row =
 pub(crate) const UNKNOWN_APP: Row =
     own("unknown_app", Act::Park, "no app of that name is configured for that provider");
 
+pub(crate) const LOGGED: Row = own("logged", Act::Done, "the app is configured for the log alone");
+
 /// The words that are ours, not a provider's.
 pub const OWN: &[Row] = &[
     BUSY,
@@ -130,6 +132,7 @@ pub const OWN: &[Row] = &[
     CALLS_ONLY,
     HOST_NOT_ALLOWED,
     UNKNOWN_APP,
+    LOGGED,
 ];
 
 impl Row {

@@ -1,7 +1,8 @@
 //! A provider that only tells the log, so that a newcomer sees wakes. **Invariant:** it tells how urgent and how many, and
 //! not whom.
 
-use crate::provider::{Answer, Provider, Verdict, Wake};
+use crate::answers::LOGGED;
+use crate::provider::{Answer, Provider, Wake};
 use async_trait::async_trait;
 use chappe_protocol::envelope::Urgency;
 use chappe_protocol::push::PushTarget;
@@ -36,6 +37,6 @@ impl Provider for Log {
         let (counter, urgency) = self.counter(wake.urgency);
         let count = counter.fetch_add(1, Ordering::Relaxed) + 1;
         tracing::info!(urgency, count, "a device would be woken");
-        Answer { verdict: Verdict::Done, reason: "logged" }
+        LOGGED.answer(None, None)
     }
 }

@@ -31,7 +31,8 @@ impl Wake {
 pub struct Answer {
     /// What to do.
     pub verdict: Verdict,
-    /// The provider's word for it, from the fixed list of its table; `unknown` for words that are not on it. A metric label.
+    /// The provider's word for it, or ours, from the fixed lists of [`crate::answers`]; by the status where its word is not
+    /// on them. A metric label.
     pub reason: &'static str,
 }
 
@@ -53,7 +54,8 @@ pub enum Verdict {
         /// Of the provider's clock.
         since: Option<UnixMillis>,
     },
-    /// Nothing of this app will pass until a person mends its configuration.
+    /// Nothing of this app will pass until a person mends its configuration. In Web Push that is the word of one push
+    /// service, which a device chose: not to be believed for the others.
     FixConfiguration,
     /// This wake will never pass; kept where it is seen.
     Park,

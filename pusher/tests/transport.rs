@@ -173,6 +173,18 @@ async fn streams_follow_what_the_peer_allows() {
     assert_eq!(server.state.peak.load(Ordering::Relaxed), 8, "all that is allowed, and no more");
 }
 
+/// 500 streams and 40 ms: 10,000 requests take 20 rounds and the one that learns the SETTINGS, in the tests' own time.
+#[tokio::test(start_paused = true)]
+async fn requests_flow_as_fast_as_streams_and_delay_allow() {
+    let server = Server::new(Some(500), |_, _| Say::After(Millis(40), Box::new(ok())));
+    let world = TestWorld::new();
+    let pool = server.pool(PoolLimits { waiting_max: 10_000, ..one() }, world.clone());
+    let (request, start) = (post("/"), chappe_protocol::world::World::now(&*world));
+    assert!(join_all((0..10_000).map(|_| pool.send(&request))).await.iter().all(Result::is_ok));
+    let took = (chappe_protocol::world::World::now(&*world) - start).0;
+    assert!(took <= 20 * 40 * 10 / 8, "{took} ms: less than 0.8 of what the peer allows");
+}
+
 /// One stream until the server's first SETTINGS, one by them, then three: none is sent too many, and all that wait hear of it.
 #[tokio::test(start_paused = true)]
 async fn one_stream_becomes_many_when_the_settings_say_so() {
