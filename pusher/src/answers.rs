@@ -74,22 +74,22 @@ const fn own(label: &'static str, act: Act, why: &'static str) -> Row {
     Row { status: Status::Own, reason: None, label, act, why }
 }
 
-pub(crate) const BUSY: Row = own("busy", Act::Retry(Scope::Provider, 0), "too many wakes wait for a stream");
-pub(crate) const UNREACHABLE: Row = own("unreachable", Act::Retry(Scope::Provider, 0), "no connection");
+// Each app has connections and a breaker of its own: what goes wrong on them holds no other app back.
+pub(crate) const BUSY: Row = own("busy", Act::Retry(Scope::App, 0), "too many wakes wait for a stream");
+pub(crate) const UNREACHABLE: Row = own("unreachable", Act::Retry(Scope::App, 0), "no connection");
 pub(crate) const NOT_PUBLIC: Row =
     own("not_public", Act::Park, "the host has no public address, and the configuration does not name it");
 pub(crate) const TLS_FAILED: Row =
-    own("tls_failed", Act::Retry(Scope::Provider, 60), "its certificate does not verify, or TLS broke");
-pub(crate) const NO_HTTP2: Row =
-    own("no_http2", Act::Retry(Scope::Provider, 60), "it offers no HTTP/2 by ALPN");
+    own("tls_failed", Act::Retry(Scope::App, 60), "its certificate does not verify, or TLS broke");
+pub(crate) const NO_HTTP2: Row = own("no_http2", Act::Retry(Scope::App, 60), "it offers no HTTP/2 by ALPN");
 pub(crate) const REFUSED: Row =
-    own("refused", Act::Retry(Scope::Provider, 0), "refused unprocessed on two connections");
+    own("refused", Act::Retry(Scope::App, 0), "refused unprocessed on two connections");
 pub(crate) const TIMEOUT: Row =
-    own("timeout", Act::Retry(Scope::Provider, 0), "no status within 20 s; perhaps taken");
+    own("timeout", Act::Retry(Scope::App, 0), "no status within 20 s; perhaps taken");
 pub(crate) const LOST: Row =
-    own("lost", Act::Retry(Scope::Provider, 0), "stream or connection ended without a status; perhaps taken");
+    own("lost", Act::Retry(Scope::App, 0), "stream or connection ended without a status; perhaps taken");
 pub(crate) const BREAKER_OPEN: Row =
-    own("breaker_open", Act::Retry(Scope::Provider, 0), "the provider failed too often just now");
+    own("breaker_open", Act::Retry(Scope::App, 0), "the provider failed this app too often just now");
 pub(crate) const TOKEN_UNAVAILABLE: Row =
     own("token_unavailable", Act::Retry(Scope::App, 10), "the token endpoint does not answer");
 pub(crate) const TOKEN_REFUSED: Row =

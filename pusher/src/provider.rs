@@ -68,7 +68,7 @@ pub enum Scope {
     Device,
     /// All devices of the app: its quota.
     App,
-    /// All apps of the provider: it is down, or not reached.
+    /// All apps of the provider: it says that it is down.
     Provider,
 }
 

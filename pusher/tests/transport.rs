@@ -224,9 +224,10 @@ async fn one_stream_becomes_many_when_the_settings_say_so() {
 
 #[tokio::test(start_paused = true)]
 async fn the_line_for_a_stream_is_bounded() {
-    let server = Server::new(Some(1), |_, _| Say::Stall);
+    let server = Server::new(Some(1), |_, nth| if nth == 0 { ok() } else { Say::Stall });
     let pool = server.pool(PoolLimits { waiting_max: 3, ..one() }, TestWorld::new());
     let request = post("/");
+    pool.send(&request).await.unwrap(); // the connection stands, and what it allows is known
     let replies = join_all((0..6).map(|_| pool.send(&request))).await;
     let busy =
         replies.iter().filter(|reply| reply.as_ref().is_err_and(|error| *error == SendError::Busy)).count();
