@@ -153,9 +153,9 @@ async fn a_bad_configuration_changes_nothing_and_says_where_it_is_bad() {
         let (parent, field) = path.rsplit_once('/').unwrap();
         let parent = config.pointer_mut(parent).unwrap();
         if parent.is_object() {
-            parent[field] = value
+            parent[field] = value;
         } else {
-            parent[0] = value
+            parent[0] = value;
         }
         let error = providers.reload(&read(&config)).unwrap_err();
         assert_eq!((error.code, error.place.as_str()), (code, place), "{error}");
