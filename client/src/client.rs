@@ -6,9 +6,11 @@ use crate::error::ClientError;
 use crate::event::Event;
 use crate::inbox::{Inbox, Queued};
 use crate::outgoing::{Outgoing, Receipt, submit_bytes};
+use crate::push::{NewPush, check as check_push};
 use crate::state::State;
 use chappe_protocol::frame::Limits;
 use chappe_protocol::id::SubmitId;
+use chappe_protocol::push::PushSettings;
 use chappe_protocol::world::World;
 use futures_core::Stream;
 use std::sync::Arc;
@@ -149,6 +151,49 @@ impl Client {
             State::Closed => return Err(ClientError::Closed),
         }
         self.send(Command::Ephemeral(submit))
+    }
+
+    /// Says where and when this device is woken while it is not connected; replaces all that it has said before. Without a
+    /// target it is not woken any more. Resolves when the server has it durably; until then it is sent again on each new
+    /// connection, and after a time where the server asks for one. A newer call takes the place of one that is still under way,
+    /// which then ends with [`ClientError::Replaced`]. Nothing of it is kept on disk: call it after each start of the
+    /// application, and whenever the provider gives another token. `PushTarget::registered_at` is stamped by the server.
+    ///
+    /// [`ClientError::Refused`] says by its code why the server does not take it: `push_unavailable` (it wakes nobody),
+    /// `not_main` (this client is a peek), `bad_request`, `unknown_request` (an older server).
+    ///
+    /// ```no_run
+    /// use chappe_client::{
+    ///     AppName, Client, ClientError, Event, PushAddress, PushSettings, PushTarget, Quiet, UnixMillis,
+    /// };
+    ///
+    /// # async fn started(client: &Client, token: String) -> Result<(), Box<dyn std::error::Error>> {
+    /// let app = AppName::new("my-project")?;
+    /// let address = PushAddress::Fcm { token };
+    /// let target = PushTarget { app, address, registered_at: UnixMillis(0) };
+    /// client.set_push(PushSettings { targets: vec![target], quiet: Quiet::default() }).await?;
+    /// # Ok(())
+    /// # }
+    /// // What the application does when a wake starts it:
+    /// # async fn woken(token: String) -> Result<(), ClientError> {
+    /// let client = Client::builder("wss://chat.example").device("phone").token(token).start();
+    /// while let Some(event) = client.next_event().await {
+    ///     match event {
+    ///         Event::Envelope(envelope) => envelope.ack(), // after it was stored and shown
+    ///         Event::BacklogEnd => break,
+    ///         _ => {}
+    ///     }
+    /// }
+    /// client.close().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn set_push(&self, settings: PushSettings) -> Result<(), ClientError> {
+        check_push(&settings)?;
+        let (reply, answer) = oneshot::channel();
+        let command = Command::SetPush(Box::new(NewPush { settings, reply }));
+        self.shared.commands.send(command).await.map_err(|_| self.end())?;
+        answer.await.map_err(|_| self.end())?
     }
 
     /// The next event; `None` when the client has ended and everything was handed out. Several callers share the events.

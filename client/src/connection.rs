@@ -181,8 +181,8 @@ impl Driver {
         if !reading {
             link.on_stalled(now);
         }
-        if due(link.answer_by(self.outbox.oldest_flight())) {
-            return Err(End::Lost("a submit was not answered".to_owned()));
+        if due(link.answer_by(self.oldest_flight())) {
+            return Err(End::Lost("a submit or request was not answered".to_owned()));
         }
         if due(link.ack_at) {
             link.ack_at = None;
@@ -208,6 +208,11 @@ impl Driver {
         Ok(())
     }
 
+    /// What was sent first of all that is not answered.
+    fn oldest_flight(&self) -> Option<Time> {
+        [self.outbox.oldest_flight(), self.push.oldest_flight()].into_iter().flatten().min()
+    }
+
     fn is_busy(&self, meter: &Meter) -> bool {
         meter.is_arriving() || self.inbox.is_owing()
     }
@@ -225,7 +230,8 @@ impl Driver {
             link.close_by,
             link.roam.as_ref().and_then(|roam| roam.dial_at),
             self.outbox.next_time(),
-            link.answer_by(self.outbox.oldest_flight()),
+            link.answer_by(self.oldest_flight()),
+            self.push.next_time(now),
             paced,
         ];
         times.into_iter().flatten().min()
@@ -237,7 +243,8 @@ impl Driver {
         }
         let submits = link.close_by.is_none()
             && (self.outbox.wants(now, link.limits.submits_in_flight_max as usize) || link.has_ephemeral());
-        link.has_urgent() || link.close_by.is_some() || (submits && link.may_send(now))
+        let push = link.close_by.is_none() && self.push.wants(now);
+        link.has_urgent() || link.close_by.is_some() || push || (submits && link.may_send(now))
     }
 
     /// The most urgent thing to send.
@@ -255,6 +262,8 @@ impl Driver {
         } else if link.close_by.is_some() {
             link.close_sent = true;
             return Some(Outbound::Close(1000));
+        } else if let Some(request) = self.push.poll_send(now) {
+            request
         } else if let Some(submit) = self.outbox.poll_send(now, link.limits.submits_in_flight_max as usize) {
             tracing::debug!(submit = %submit.submit_id, attempt = submit.attempt, "submit sent");
             ClientFrame::Submit(submit)
@@ -310,7 +319,7 @@ impl Driver {
                 Ok(frame) => self.on_frame(link, frame),
                 // From a newer server.
                 Err(FrameError::UnknownFrame) => Ok(()),
-                Err(error @ (FrameError::Garbage | FrameError::Field(_))) => {
+                Err(error @ (FrameError::Garbage | FrameError::Field(_) | FrameError::Request { .. })) => {
                     Err(End::Lost(error.to_string()))
                 }
             },
@@ -357,6 +366,7 @@ impl Driver {
                 link.move_at = Some(self.reconnect.on_go_away(now, &go_away, &*settings.world));
             }
             ServerFrame::Error(error) => self.on_error(now, &error),
+            ServerFrame::Reply { id, reply } => self.push.on_reply(now, id, reply, &*settings.world),
             ServerFrame::Welcome(_) => return Err(End::Lost("the server said Welcome twice".to_owned())),
         }
         Ok(())

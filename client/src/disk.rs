@@ -157,7 +157,8 @@ fn parse_put(record: &[u8]) -> Option<(u64, UnixMillis, Submit)> {
         ClientFrame::Hello(_)
         | ClientFrame::Ack { .. }
         | ClientFrame::Ping { .. }
-        | ClientFrame::Refresh { .. } => None,
+        | ClientFrame::Refresh { .. }
+        | ClientFrame::Request { .. } => None,
     }
 }
 

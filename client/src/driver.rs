@@ -10,6 +10,7 @@ use crate::establish::{Failed, Greeting, establish};
 use crate::inbox::{Inbox, Progress};
 use crate::outbox::Outbox;
 use crate::outgoing::Receipt;
+use crate::push::{NewPush, Push};
 use crate::reconnect::{End, Reconnect, Verdict};
 use crate::state::State;
 use crate::token::TokenReason;
@@ -28,6 +29,7 @@ const BATCH: usize = 64;
 pub(crate) enum Command {
     Submit(Box<NewSubmit>),
     Ephemeral(Submit),
+    SetPush(Box<NewPush>),
     Disconnect,
     Reconnect,
     NetworkChanged,
@@ -76,6 +78,7 @@ pub(crate) struct Driver {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) inbox: Inbox,
     pub(crate) outbox: Outbox,
+    pub(crate) push: Push,
     pub(crate) reconnect: Reconnect,
     pub(crate) stop: CancellationToken,
     /// Close was asked for, or the last handle is gone.
@@ -104,6 +107,7 @@ pub(crate) async fn run(settings: Settings, seams: Seams) {
         commands,
         inbox,
         outbox,
+        push: Push::default(),
         reconnect,
         stop,
         ending: false,
@@ -161,6 +165,7 @@ impl Driver {
             self.enter(State::Connecting { attempt: self.reconnect.attempt() });
             let end = self.connect_and_converse().await;
             self.outbox.on_disconnect();
+            self.push.on_disconnect();
             if let Some(since) = self.welcomed_at.take() {
                 self.reconnect.stood(since, self.now());
             }
@@ -309,6 +314,7 @@ impl Driver {
             match command {
                 Command::Submit(submit) => submits.push(*submit),
                 Command::Ephemeral(submit) => asked.ephemeral.push(submit),
+                Command::SetPush(new) => self.push.set(*new),
                 Command::Disconnect => asked.disconnect = true,
                 Command::Reconnect => asked.reconnect = true,
                 Command::NetworkChanged => asked.network_changed = true,

@@ -16,6 +16,9 @@ pub enum ClientError {
     /// The client was closed or dropped. With a state directory the submit is sent by the next client.
     #[error("the client is closed")]
     Closed,
+    /// A newer call of `set_push` has taken the place of this one before the server had answered it.
+    #[error("a newer call has taken its place")]
+    Replaced,
     /// Not decided on every target within 24 hours; it may have reached some of them.
     #[error("not decided within 24 hours, given up")]
     GaveUp,
@@ -30,7 +33,7 @@ pub enum ClientError {
         /// Its value.
         max: u64,
     },
-    /// The server refused the submit.
+    /// The server refused the submit or the push settings.
     #[error("refused: {message} ({code})")]
     Refused {
         /// A stable word, listed in PROTOCOL.md.
@@ -70,6 +73,7 @@ impl ClientError {
             Self::Refused { retryable, .. } => *retryable,
             Self::Token(error) => error.is_retryable(),
             Self::Closed
+            | Self::Replaced
             | Self::GaveUp
             | Self::Invalid(_)
             | Self::TooLarge { .. }
@@ -86,6 +90,7 @@ impl ClientError {
             Self::Full => "full",
             Self::NotConnected => "not_connected",
             Self::Closed => "closed",
+            Self::Replaced => "replaced",
             Self::GaveUp => "gave_up",
             Self::Invalid(_) => "invalid",
             Self::TooLarge { .. } => "too_large",

@@ -131,10 +131,11 @@ async fn greet(
                 | ServerFrame::Ephemeral { .. }
                 | ServerFrame::GoAway(_)
                 | ServerFrame::Error(_)
-                | ServerFrame::Pong { .. },
+                | ServerFrame::Pong { .. }
+                | ServerFrame::Reply { .. },
             )
             | Err(FrameError::UnknownFrame) => {}
-            Err(error @ (FrameError::Garbage | FrameError::Field(_))) => {
+            Err(error @ (FrameError::Garbage | FrameError::Field(_) | FrameError::Request { .. })) => {
                 return Err(End::Lost(error.to_string()).into());
             }
         }

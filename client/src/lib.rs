@@ -28,6 +28,9 @@
 //! connect. While the application is slow the server waits; nothing is lost.
 //! **State directory.** With [`Builder::state_dir`] undecided submits, the cursor and the ids of the last 4,096 acked
 //! envelopes survive the process. Its files hold payloads as they were submitted: encrypt them before.
+//! **Waking.** [`Client::set_push`] tells the server where a push provider reaches this device while it sleeps, and when it shall
+//! not. A wake says nothing but "there is something". On a live connection it needs nothing: what it stands for comes by itself. A
+//! sleeping application connects, takes the events up to [`Event::BacklogEnd`], acks them and closes.
 //! **States.** [`Client::states`] tells what goes on; [`State::Superseded`] and [`State::Failed`] need the application.
 
 mod builder;
@@ -47,6 +50,7 @@ mod journal;
 mod link;
 mod outbox;
 mod outgoing;
+mod push;
 mod reconnect;
 mod socket;
 mod state;
@@ -71,5 +75,8 @@ pub use chappe_protocol::envelope::{DeviceFilter, Sender, Urgency};
 pub use chappe_protocol::frame::{Limits, Role, TruncatedReason};
 pub use chappe_protocol::id::{DeviceId, EnvelopeId, Epoch, Seq, SubmitId, UserId};
 pub use chappe_protocol::internode::Outcome;
+pub use chappe_protocol::push::{
+    ApnsKind, AppName, PushAddress, PushSettings, PushTarget, Quiet, QuietHours,
+};
 pub use chappe_protocol::time::{Millis, UnixMillis};
 pub use chappe_protocol::world::World;

@@ -163,9 +163,10 @@ fn read_hello(first: Bytes) -> Result<Hello, Option<CloseCode>> {
             ClientFrame::Submit(_)
             | ClientFrame::Ack { .. }
             | ClientFrame::Ping { .. }
-            | ClientFrame::Refresh { .. },
+            | ClientFrame::Refresh { .. }
+            | ClientFrame::Request { .. },
         )
-        | Err(FrameError::UnknownFrame) => Err(Some(CloseCode::HelloExpected)),
+        | Err(FrameError::UnknownFrame | FrameError::Request { .. }) => Err(Some(CloseCode::HelloExpected)),
         Err(FrameError::Garbage | FrameError::Field(_)) => Err(Some(CloseCode::BadFrame)),
     }
 }

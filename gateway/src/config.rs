@@ -13,6 +13,7 @@ use chappe_router::links::Links;
 use chappe_router::presence::Presence;
 use chappe_router::trace::Traces;
 use chappe_storage::Store;
+use chappe_storage::sealed::PushKeys;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
@@ -124,6 +125,10 @@ pub struct GatewayConfig {
     pub ephemerals_per_second: u32,
     /// Ephemeral submits at once.
     pub ephemerals_burst: u32,
+    /// Seals what devices say about being woken; `None`: this gateway takes no such registrations.
+    pub push_keys: Option<Arc<PushKeys>>,
+    /// Requests of a session that set something, per minute: sustained, and at once.
+    pub requests_per_minute: u32,
     /// Known heads are probed this often, ± 33 %.
     pub probe_every: Millis,
     /// Heads are read outright this often, ± 33 %.
@@ -154,6 +159,8 @@ impl GatewayConfig {
             submit_bytes_max: 4 * 1024 * 1024,
             ephemerals_per_second: 20,
             ephemerals_burst: 40,
+            push_keys: None,
+            requests_per_minute: 10,
             // So that a revocation whose doorbell was lost is seen within 60 s, the router's own few seconds included.
             probe_every: Millis::from_secs(40),
             probe_outright_every: Millis::from_secs(600),

@@ -4,6 +4,7 @@
 
 use crate::core::Core;
 use crate::handle::Inbox;
+use crate::requests::Done;
 use crate::shared::Gateway;
 use crate::transport::{Transport, TransportError};
 use chappe_protocol::close::{CloseCode, ErrorFrame};
@@ -32,6 +33,8 @@ pub(crate) enum Event {
     Head(chappe_storage::Result<Seq>),
     /// A request with submits ended.
     Submitted,
+    /// A request of the device was done.
+    Asked(u64, Done),
     /// The socket took bytes.
     Flushed,
     /// Frames were taken from the socket and handled.
@@ -117,6 +120,7 @@ impl<T: Transport> Connection<T> {
         let gateway = Arc::clone(self.core.gateway());
         self.core.leave();
         let release = self.core.release();
+        let note = self.core.note(&end);
         let Self { mut transport, core } = *self;
         let goodbye = async {
             match end {
@@ -126,11 +130,20 @@ impl<T: Transport> Connection<T> {
             }
             drop(transport);
         };
-        let release = tokio::time::timeout(FINISH_MAX.to_std(), release);
+        // Whoever sweeps is told after the lease is gone, so that it is not taken for a sign of life.
+        let release = async {
+            let half = FINISH_MAX.to_std() / 2;
+            let released = tokio::time::timeout(half, release).await;
+            let noted = tokio::time::timeout(half, note).await;
+            (released, noted)
+        };
         let last_words = tokio::time::timeout(FINISH_MAX.to_std(), core.write_cursor());
-        let (released, last_words, ()) = futures_util::join!(release, last_words, goodbye);
+        let ((released, noted), last_words, ()) = futures_util::join!(release, last_words, goodbye);
         if released.is_err() {
             tracing::debug!("a lease could not be given up: it ends by itself");
+        }
+        if noted.is_err() {
+            tracing::debug!("a mailbox could not be noted in time: its next envelope will");
         }
         if last_words.is_err() {
             tracing::debug!("a cursor could not be written before its connection ended");

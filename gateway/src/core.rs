@@ -8,6 +8,7 @@ use crate::connection::{End, Event, OUT_BYTES_MAX, queue_frame};
 use crate::handle::{Handle, Inbox};
 use crate::limits::{Bucket, FrameRate};
 use crate::reads::Span;
+use crate::requests::Requests;
 use crate::shared::Gateway;
 use crate::submits::Submits;
 use crate::timers::Armed;
@@ -51,8 +52,10 @@ pub(crate) struct Core {
     advance: Option<BoxFuture<'static, chappe_storage::Result<()>>>,
     head: Option<BoxFuture<'static, chappe_storage::Result<Seq>>>,
     submits: Option<Box<Submits>>,
+    requests: Option<Box<Requests>>,
     frames: FrameRate,
     ephemerals: Bucket,
+    requests_rate: Bucket,
     valid_until: Time,
     /// Since when bytes wait and the peer takes none.
     stalled_since: Option<Time>,
@@ -78,6 +81,7 @@ impl Core {
         Self {
             frames: FrameRate::new(now, limits),
             ephemerals: Bucket::full(now, gateway.config.ephemerals_burst),
+            requests_rate: Bucket::full(now, gateway.config.requests_per_minute),
             gateway,
             handle,
             user,
@@ -90,6 +94,7 @@ impl Core {
             advance: None,
             head: None,
             submits: None,
+            requests: None,
             valid_until,
             stalled_since: None,
             drained_at: None,
@@ -158,6 +163,9 @@ impl Core {
         if let Some(Poll::Ready(())) = self.submits.as_mut().map(|submits| submits.poll_work(self.now, cx)) {
             return Poll::Ready(Event::Submitted);
         }
+        if let Some(Poll::Ready((id, done))) = self.requests.as_mut().map(|requests| requests.poll_done(cx)) {
+            return Poll::Ready(Event::Asked(id, done));
+        }
         Poll::Pending
     }
 
@@ -175,6 +183,7 @@ impl Core {
             Event::Head(Ok(head)) => self.session.on_head(now, head),
             // The probe will tell.
             Event::Head(Err(_)) | Event::Submitted | Event::Flushed | Event::Received => {}
+            Event::Asked(id, done) => self.on_done(id, done),
             Event::Failed(TransportError::Violation(violation)) => {
                 let large = violation.code == TOO_LARGE;
                 self.end(if large { CloseCode::FrameTooLarge } else { CloseCode::BadFrame });

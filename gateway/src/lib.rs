@@ -24,6 +24,7 @@ pub mod quic;
 mod reads;
 mod recent;
 mod registry;
+mod requests;
 mod resume;
 pub mod settings;
 mod shared;

@@ -5,10 +5,13 @@ use chappe_protocol::frame::{Limits, Submit};
 use chappe_protocol::id::SubmitId;
 use chappe_protocol::time::Time;
 
+/// One token of a bucket: what a rate of one a minute gains in milliseconds.
+const TOKEN: u64 = 60_000;
+
 /// Tokens that come back at a steady rate.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bucket {
-    /// Thousandths of a token.
+    /// Sixty-thousandths of a token.
     tokens: u64,
     at: Time,
 }
@@ -16,19 +19,28 @@ pub(crate) struct Bucket {
 impl Bucket {
     /// A full bucket.
     pub(crate) fn full(now: Time, burst: u32) -> Self {
-        Self { tokens: u64::from(burst) * 1000, at: now }
+        Self { tokens: u64::from(burst) * TOKEN, at: now }
     }
 
     /// Takes one token; otherwise says in how many milliseconds there will be one.
     pub(crate) fn take(&mut self, now: Time, per_second: u32, burst: u32) -> Result<(), u32> {
-        let gained = (now - self.at).0.saturating_mul(u64::from(per_second));
-        self.tokens = self.tokens.saturating_add(gained).min(u64::from(burst) * 1000);
+        self.take_at(now, u64::from(per_second) * 60, burst)
+    }
+
+    /// As [`Bucket::take`], for what comes slower.
+    pub(crate) fn take_by_minute(&mut self, now: Time, per_minute: u32, burst: u32) -> Result<(), u32> {
+        self.take_at(now, u64::from(per_minute), burst)
+    }
+
+    fn take_at(&mut self, now: Time, per_minute: u64, burst: u32) -> Result<(), u32> {
+        let gained = (now - self.at).0.saturating_mul(per_minute);
+        self.tokens = self.tokens.saturating_add(gained).min(u64::from(burst) * TOKEN);
         self.at = self.at.max(now);
-        if self.tokens >= 1000 {
-            self.tokens -= 1000;
+        if self.tokens >= TOKEN {
+            self.tokens -= TOKEN;
             return Ok(());
         }
-        let wait = (1000 - self.tokens).div_ceil(u64::from(per_second).max(1));
+        let wait = (TOKEN - self.tokens).div_ceil(per_minute.max(1));
         Err(u32::try_from(wait).unwrap_or(u32::MAX))
     }
 }
@@ -152,6 +164,15 @@ mod tests {
             assert_eq!(bucket.take(Time(1_000_000), 10, 3), Ok(()));
         }
         assert_eq!(bucket.take(Time(1_000_000), 10, 3), Err(100), "never more than its burst");
+    }
+
+    #[test]
+    fn a_slow_bucket_gives_its_rate_by_the_minute() {
+        let mut bucket = Bucket::full(Time(0), 10);
+        assert!((0..10).all(|_| bucket.take_by_minute(Time(0), 10, 10).is_ok()));
+        assert_eq!(bucket.take_by_minute(Time(0), 10, 10), Err(6000));
+        assert_eq!(bucket.take_by_minute(Time(5999), 10, 10), Err(1));
+        assert_eq!(bucket.take_by_minute(Time(6000), 10, 10), Ok(()));
     }
 
     #[test]

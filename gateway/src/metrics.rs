@@ -88,6 +88,8 @@ metrics! {
         probe_news_total = "chappe_gateway_probe_news_total";
         /// Alarm: clients whose cursor lies beyond the head.
         cursor_ahead_total = "chappe_gateway_cursor_ahead_total";
+        /// Mailboxes noted for the sweepers because a session ended with something that its device had not acked.
+        left_unacked_total = "chappe_gateway_left_unacked_total";
         /// Submits taken.
         submits_total = "chappe_gateway_submits_total";
     }
@@ -98,6 +100,8 @@ metrics! {
         welcomed_total = "chappe_gateway_welcomed_total" by "carrier";
         /// Targets of submits answered, by outcome.
         outcomes_total = "chappe_gateway_outcomes_total" by "outcome";
+        /// Requests of devices answered, by outcome: push_set, push_cleared, device_revoked, or the code of the error.
+        requests_total = "chappe_gateway_requests_total" by "outcome";
         /// Frames and submits refused, by the name of the limit.
         limited_total = "chappe_gateway_limited_total" by "limit";
         /// Fetches of the keys that tokens are checked with, by outcome: ok, empty, unreachable, unusable.
@@ -112,6 +116,8 @@ metrics! {
         submit_entries = "chappe_gateway_submit_entries";
         /// Payload bytes of submits that wait or are with a router.
         submit_bytes = "chappe_gateway_submit_bytes";
+        /// Requests of devices that wait or are with the store.
+        requests_waiting = "chappe_gateway_requests_waiting";
         /// Cursor writes that wait or are with the store.
         advances_in_flight = "chappe_gateway_advances_in_flight";
         /// Timers armed.

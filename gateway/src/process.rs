@@ -19,7 +19,7 @@ use chappe_protocol::world::World;
 use chappe_router::nats::BusRole;
 use chappe_router::operations::{self, Operations};
 use chappe_router::parts::PartSettings;
-use chappe_router::settings::{CqlSettings, NatsSettings, QuotaConfig, RedisSettings};
+use chappe_router::settings::{CqlSettings, NatsSettings, PushKeySettings, QuotaConfig, RedisSettings};
 use chappe_router::trace::Traces;
 use futures_util::StreamExt;
 use prometheus::Registry;
@@ -61,6 +61,8 @@ pub struct GatewaySettings {
     pub quic: QuicConfig,
     /// How tokens are checked.
     pub token: TokenConfig,
+    /// Seals what devices say about being woken; without a key such a registration is refused.
+    pub push: PushKeySettings,
     /// The bus.
     pub nats: NatsSettings,
     /// Presence.
@@ -87,6 +89,7 @@ impl Default for GatewaySettings {
             tls: TlsConfig::default(),
             quic: QuicConfig::default(),
             token: TokenConfig::default(),
+            push: PushKeySettings::default(),
             nats: NatsSettings::default(),
             redis: RedisSettings::default(),
             cql: CqlSettings::default(),
@@ -102,6 +105,7 @@ impl Settings for GatewaySettings {
         let Self { listen, admin, ref tls, ref token, .. } = *self;
         Door { listen, admin, tls, token }.check(false)?;
         self.quic.check()?;
+        self.push.check()?;
         self.nats.check()?;
         self.cql.check()?;
         self.limits.check()?;
@@ -138,6 +142,10 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
     let (background, ended) = (TaskTracker::new(), CancellationToken::new());
     let tls = settings.tls.open(None)?;
     let verifier = Arc::new(settings.token.open(None)?);
+    let push_keys = settings.push.open_or(None)?.map(Arc::new);
+    if push_keys.is_none() {
+        tracing::warn!("push.key is not set: devices cannot register to be woken");
+    }
     let resume_key = resume_key(&settings.resume_key, world.as_ref())?;
     let (ready, watched) = watch::channel(false);
     let token = read_secret(&settings.admin_token, "admin_token")?;
@@ -177,7 +185,8 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
         let _ = operations.set(Operations { store, links, traces: Arc::clone(&traces), token });
     }
     let id = GatewayId::random(world.as_ref());
-    let config = gateway_config(id, resume_key, &settings.limits, &settings.drain, &settings.origins);
+    let mut config = gateway_config(id, resume_key, &settings.limits, &settings.drain, &settings.origins);
+    config.push_keys = push_keys;
     let budget = config.drain.budget.to_std() + CLOSING;
     let tls = tls.map(|tls| tls as Arc<dyn TlsSource>);
     let clients = bind(settings.listen, "--set listen=…").await?;

@@ -6,10 +6,10 @@ mod support;
 
 use async_trait::async_trait;
 use chappe_protocol::frame::{ClientFrame, Hello, Role, ServerFrame};
-use chappe_protocol::id::{ConnectionId, GatewayId, MailboxId, Seq};
+use chappe_protocol::id::{ConnectionId, MailboxId, Seq};
 use chappe_protocol::internode::Outcome;
 use chappe_router::Directory;
-use chappe_router::presence::{Lease, Presence};
+use chappe_router::presence::{DeviceLease, Lease, Presence};
 use chappe_storage::memory::MemoryRows;
 use chappe_storage::rows::Rows;
 use chappe_storage::slotlog::LogConfig;
@@ -120,8 +120,8 @@ impl Presence for Lost {
     async fn release(&self, lease: &Lease) {
         self.inner.release(lease).await;
     }
-    async fn gateways(&self, mailbox: MailboxId) -> Vec<GatewayId> {
-        self.inner.gateways(mailbox).await
+    async fn devices(&self, mailbox: MailboxId) -> Option<Vec<DeviceLease>> {
+        self.inner.devices(mailbox).await
     }
 }
 

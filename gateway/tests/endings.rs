@@ -6,11 +6,11 @@ mod support;
 
 use async_trait::async_trait;
 use chappe_protocol::frame::{GoAwayClass, ServerFrame};
-use chappe_protocol::id::{GatewayId, MailboxId, Seq};
+use chappe_protocol::id::{MailboxId, Seq};
 use chappe_protocol::internode::Outcome;
 use chappe_protocol::time::Millis;
 use chappe_router::Directory;
-use chappe_router::presence::{Lease, Presence};
+use chappe_router::presence::{DeviceLease, Lease, Presence};
 use chappe_storage::faulty::{Faults, Faulty};
 use chappe_storage::memory::MemoryRows;
 use chappe_storage::slotlog::LogConfig;
@@ -37,8 +37,8 @@ impl Presence for Hanging {
     async fn release(&self, _: &Lease) {
         std::future::pending::<()>().await;
     }
-    async fn gateways(&self, mailbox: MailboxId) -> Vec<GatewayId> {
-        self.0.gateways(mailbox).await
+    async fn devices(&self, mailbox: MailboxId) -> Option<Vec<DeviceLease>> {
+        self.0.devices(mailbox).await
     }
 }
 
@@ -163,8 +163,8 @@ impl Presence for Ambush {
     async fn release(&self, lease: &Lease) {
         self.inner.release(lease).await;
     }
-    async fn gateways(&self, mailbox: MailboxId) -> Vec<GatewayId> {
-        self.inner.gateways(mailbox).await
+    async fn devices(&self, mailbox: MailboxId) -> Option<Vec<DeviceLease>> {
+        self.inner.devices(mailbox).await
     }
 }
 

@@ -8,11 +8,11 @@ use async_trait::async_trait;
 use chappe_protocol::close::CloseCode;
 use chappe_protocol::envelope::DeviceFilter;
 use chappe_protocol::frame::{ClientFrame, ServerFrame};
-use chappe_protocol::id::{GatewayId, MailboxId, Seq, UserId};
+use chappe_protocol::id::{MailboxId, Seq, UserId};
 use chappe_protocol::internode::Outcome;
 use chappe_protocol::time::Millis;
 use chappe_router::Directory;
-use chappe_router::presence::{Lease, Presence};
+use chappe_router::presence::{DeviceLease, Lease, Presence};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use support::Cluster;
@@ -97,8 +97,8 @@ impl Presence for Generous {
     async fn release(&self, lease: &Lease) {
         self.0.release(lease).await;
     }
-    async fn gateways(&self, mailbox: MailboxId) -> Vec<GatewayId> {
-        self.0.gateways(mailbox).await
+    async fn devices(&self, mailbox: MailboxId) -> Option<Vec<DeviceLease>> {
+        self.0.devices(mailbox).await
     }
 }
 

@@ -12,6 +12,7 @@ use chappe_protocol::frame::{ClientFrame, GoAwayClass, ServerFrame};
 use chappe_protocol::id::Seq;
 use chappe_protocol::internode::Outcome;
 use chappe_protocol::time::Millis;
+use chappe_protocol::world::World;
 use std::net::SocketAddr;
 use std::time::Duration;
 use support::carrier::{client_config, door_with, endpoint, on, on_udp};
@@ -30,6 +31,24 @@ async fn still_works(ada: &mut Client, ben: &mut Client, id: u8) {
     let deliver = ben.deliver().await;
     assert_eq!(deliver.payload[..], [id]);
     ben.ack(deliver.seq.0).await;
+}
+
+/// HTTP/3's settings do not wait for the client's half of the handshake.
+#[tokio::test(start_paused = true)]
+async fn an_attach_takes_two_round_trips_and_in_a_browser_three() {
+    for (carrier, round_trips) in [(Carrier::Quic, 2), (Carrier::WebTransport, 3)] {
+        let law = async {
+            let cluster = Cluster::new();
+            let gateway = cluster.gateway(1);
+            cluster.net.delay(Duration::from_millis(500));
+            let before = cluster.world.now();
+            let _anna = Client::connect(&cluster, &gateway, "anna", "phone").await;
+            let took_ms = (cluster.world.now() - before).0;
+            let least_ms = round_trips * 1000;
+            assert!((least_ms..least_ms + 500).contains(&took_ms), "{carrier:?}: {took_ms} ms");
+        };
+        on(carrier, law).await;
+    }
 }
 
 on_udp! {

@@ -209,6 +209,8 @@ fn merge(into: &mut Table, from: Table, place: &str, prefix: &str) -> Result<(),
             return Err(ConfigError::UnknownKey { place: place.to_owned(), key: dotted, hint });
         };
         match (present, value) {
+            // Empty by default: entries have names of the reader's choice, and the type says what an entry may hold.
+            (Value::Table(present), Value::Table(value)) if present.is_empty() => *present = value,
             (Value::Table(present), Value::Table(value)) => merge(present, value, place, &dotted)?,
             (present, value) if present.same_type(&value) => *present = value,
             (present, value) => {
@@ -250,6 +252,7 @@ fn edits(a: &str, b: &str) -> usize {
 mod tests {
     use super::*;
     use serde::Deserialize;
+    use std::collections::BTreeMap;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     #[serde(deny_unknown_fields, default)]
@@ -258,6 +261,7 @@ mod tests {
         workers: u32,
         origins: Vec<String>,
         tls: Tls,
+        apps: BTreeMap<String, Tls>,
     }
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -269,7 +273,13 @@ mod tests {
 
     impl Default for Sample {
         fn default() -> Self {
-            Self { listen: "a".into(), workers: 1, origins: vec![], tls: Tls::default() }
+            Self {
+                listen: "a".into(),
+                workers: 1,
+                origins: vec![],
+                tls: Tls::default(),
+                apps: BTreeMap::new(),
+            }
         }
     }
 
@@ -305,7 +315,8 @@ mod tests {
                 listen: "flag".into(),
                 workers: 3,
                 origins: vec!["https://a".into(), "https://b".into()],
-                tls: Tls { key: "k".into(), off: true }
+                tls: Tls { key: "k".into(), off: true },
+                apps: BTreeMap::new(),
             }
         );
     }
@@ -317,6 +328,17 @@ mod tests {
         assert!(error.contains("\"tls.kez\"") && error.contains("did you mean \"key\""), "{error}");
         let error = load::<Sample>(None, &env(&[("CHAPPE_WORKER", "1")]), vec![]).unwrap_err().to_string();
         assert!(error.contains("CHAPPE_WORKER") && error.contains("\"workers\""), "{error}");
+    }
+
+    #[test]
+    fn entries_of_a_map_have_names_of_their_own_and_known_keys() {
+        let good = file("[apps.chat]\nkey = \"k\"\n[apps.\"chat.beta\"]\noff = true\n");
+        let sample = load::<Sample>(Some(good.path()), &[], vec![]).unwrap();
+        assert_eq!(sample.apps["chat"].key, PathBuf::from("k"));
+        assert!(sample.apps["chat.beta"].off);
+        let bad = file("[apps.chat]\nkez = \"k\"\n");
+        let error = load::<Sample>(Some(bad.path()), &[], vec![]).unwrap_err().to_string();
+        assert!(error.contains("kez"), "{error}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod config;
 pub mod drain;
 pub mod fetch;
 pub mod listen;
+pub mod metrics;
 pub mod process;
 pub mod signal;
 pub mod telemetry;

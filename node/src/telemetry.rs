@@ -33,11 +33,14 @@ impl Default for LogConfig {
 }
 
 /// What strangers' packets make these libraries say at `warn` would let anybody fill the logs: only errors, unless the level
-/// names them.
+/// names them or is `off`.
 const DRIVEN_BY_STRANGERS: &str =
     "quinn=error,quinn_proto=error,quinn_udp=error,web_transport_quinn=error,web_transport_proto=error";
 
 fn filter(level: &str) -> Result<EnvFilter, ParseError> {
+    if level.trim().eq_ignore_ascii_case("off") {
+        return EnvFilter::try_new(level);
+    }
     EnvFilter::try_new(format!("{DRIVEN_BY_STRANGERS},{level}"))
 }
 
@@ -112,6 +115,7 @@ mod tests {
         }
         let asked = logged("warn,quinn_proto=debug");
         assert!(asked.contains("illegal packet") && !asked.contains("capsule"), "{asked}");
+        assert_eq!(logged("off"), "");
         assert!(filter("nonsense=loud").is_err());
     }
 }

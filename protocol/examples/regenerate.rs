@@ -11,6 +11,8 @@
 
 #[path = "../tests/wire/generate.rs"]
 mod generate;
+#[path = "../tests/wire/requests.rs"]
+mod requests;
 #[path = "../tests/wire/samples.rs"]
 mod samples;
 #[path = "../tests/wire/vectors.rs"]

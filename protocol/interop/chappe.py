@@ -110,6 +110,7 @@ class Session:
         self.welcome = self.backlog_end = self.go_away = None
         self.delivers, self.ephemerals, self.truncated, self.errors = [], [], [], []
         self.pongs, self.results = {}, {}  # nonce -> future, submit_id -> future
+        self.replies = {}  # request id -> future
         self.welcomed = asyncio.get_running_loop().create_future()
         self.ended = asyncio.get_running_loop().create_future()  # becomes a Closed
 
@@ -160,6 +161,20 @@ class Session:
         submit.targets.add(user=user)
         await self.carrier.send_datagram(self.types["ClientFrame"](submit=submit).SerializeToString())
 
+    async def request(self, **body):
+        """Ask for something, return the Reply."""
+        number = random.getrandbits(63)
+        await self.send(request=self.types["Request"](id=number, **body))
+        return await self.reply(number)
+
+    async def reply(self, number, timeout=15):
+        """The Reply to the request of that id."""
+        future = self.replies.setdefault(number, asyncio.get_running_loop().create_future())
+        try:
+            return await asyncio.wait_for(future, timeout)
+        finally:
+            del self.replies[number]
+
     async def close(self):
         """Part with 1000."""
         await self.carrier.close(1000)
@@ -183,7 +198,7 @@ class Session:
             await self.carrier.close(1000)
             end = Closed(None, str(problem))
         self.ended.set_result(end)
-        for future in [self.welcomed, *self.pongs.values(), *self.results.values()]:
+        for future in [self.welcomed, *self.pongs.values(), *self.results.values(), *self.replies.values()]:
             if not future.done():
                 future.set_exception(end)
                 future.exception()  # an answer that nobody waits for is no complaint
@@ -239,6 +254,11 @@ class Session:
                 self.ephemerals.append(body)
             case "go_away":
                 self.go_away = body
+            case "reply":
+                if body.WhichOneof("body") is not None:
+                    future = self.replies.setdefault(body.id, asyncio.get_running_loop().create_future())
+                    if not future.done():
+                        future.set_result(body)
             case "submit_result":
                 self._settle(body.submit_id, result=body)
             case "error":

@@ -73,8 +73,8 @@ def read_vector(path):
 
 
 def check_vectors(check, types, folder):
-    """What a decoder that knows only the schema can say of the vectors; returns the bad client frames."""
-    bad = []
+    """What a decoder that knows only the schema can say of the vectors; returns the client frames that close, and those that are answered."""
+    bad, refused = [], []
     for name in sorted(os.listdir(folder)):
         if not name.endswith(".txt"):
             continue
@@ -82,6 +82,8 @@ def check_vectors(check, types, folder):
         kind, expect = types[head["message"]], head["expect"]
         if name.startswith("bad-") and head["message"] == "ClientFrame":
             bad.append((name, data))
+        if name.startswith("refused-"):
+            refused.append((name, data, expect.split()[0]))
         try:
             frame, error = kind.FromString(data), None
         except DecodeError as problem:
@@ -99,10 +101,11 @@ def check_vectors(check, types, folder):
         known.DiscardUnknownFields()
         # Parsing the text gives every field the presence that it has on the wire.
         right = known == text_format.Parse(fields or "", kind())
-        right = right and (frame.WhichOneof("frame") is None) == (expect == "unknown_frame")
+        known_body = frame.WhichOneof("frame") != "reply" or frame.reply.WhichOneof("body") is not None
+        right = right and (frame.WhichOneof("frame") is None or not known_body) == (expect == "unknown_frame")
         right = right and (head["canonical"] == "yes") <= (frame.SerializeToString() == data)
         check(right, f"vector {name}: {expect}")
-    return bad
+    return bad, refused
 
 
 class World:
@@ -241,6 +244,30 @@ async def check_large(check, world, ada, ben):
         check(result.results[0].outcome == 1 and large in payloads(receiver.delivers), f"an envelope of 90,000 bytes passes {name} QUIC")
 
 
+async def check_push(check, world, ben, refused):
+    types = world.types
+    targets = [
+        types["PushTarget"](app="org.example.chat", apns=types["Apns"](token=os.urandom(32), kind="APNS_KIND_VOIP")),
+        types["PushTarget"](app="project-7", fcm=types["Fcm"](token="cX:APA91b_-")),
+        types["PushTarget"](app="web", web_push=types["WebPush"](endpoint="https://push.example/1", p256dh=b"\x04" + os.urandom(64), auth=os.urandom(16))),
+    ]
+    night = types["Quiet"](windows=[types["QuietWindow"](from_min=1320, to_min=390)], calls_pass=True)
+    reply = await ben.request(set_push=types["SetPush"](targets=targets, quiet=night))
+    check(reply.WhichOneof("body") == "push_set", "a device says where it is woken", reply)
+    reply = await ben.request(set_push=types["SetPush"]())
+    check(reply.WhichOneof("body") == "push_set", "and that it is not woken any more", reply)
+    for name, data, code in refused:
+        await ben.carrier.send(data)
+        reply = await ben.reply(7)  # the id in all of these vectors
+        check(reply.error.code == code and not reply.error.retryable, f"vector {name}: answered with {code}", reply)
+    peek = Session(types, world.devices["BEN"], await world.carrier("websocket"), acks=False)
+    await peek.start(role="ROLE_PEEK")
+    reply = await peek.request(set_push=types["SetPush"](targets=targets))
+    check(reply.error.code == "not_main", "a peek may not say so", reply)
+    await peek.close()
+    check((await ben.ping()) is not None and not ben.ended.done(), "the session goes on behind refused requests")
+
+
 async def check_elsewhere(check, world, ben):
     for old, new in (("quic", "quic"), ("quic", "websocket"), ("websocket", "websocket"), ("websocket", "quic")):
         newer = await world.session("BEN", new)
@@ -300,7 +327,7 @@ async def check_closes(check, world, bad):
     await session.close()
 
 
-async def run(check, world, bad):
+async def run(check, world, bad, refused):
     await world.fresh("ADA")
     await world.fresh("BEN")
     ada, ben = await check_exchange(check, world)
@@ -309,6 +336,7 @@ async def run(check, world, bad):
     await check_ephemeral(check, world, ada, ben)
     await check_large(check, world, ada, ben)
     check(not ada.errors and not ben.errors, "no errors on the way", ada.errors + ben.errors)
+    await check_push(check, world, ben, refused)
     await check_elsewhere(check, world, ben)
     await check_closes(check, world, bad)
     await ada.close()
@@ -324,10 +352,10 @@ def main():
     types = load_schema(options.proto)
     check = Checks()
     folder = options.vectors or os.path.join(os.path.dirname(os.path.abspath(options.proto)), "vectors")
-    bad = check_vectors(check, types, folder)
+    bad, refused = check_vectors(check, types, folder)
     world = World(options, types)
     try:
-        asyncio.run(asyncio.wait_for(run(check, world, bad), SECONDS_MAX))
+        asyncio.run(asyncio.wait_for(run(check, world, bad, refused), SECONDS_MAX))
     except asyncio.TimeoutError:
         check(False, f"all is over within {SECONDS_MAX} s, each step in its time")
     except Exception as problem:

@@ -87,7 +87,7 @@ impl CloseCode {
     }
 }
 
-/// Why one frame or one submit was refused while the connection goes on. The codes of [`ErrorScope::Connection`] are the
+/// Why one frame, one submit or one request was refused while the connection goes on. The codes of [`ErrorScope::Connection`] are the
 /// reasons of [`CloseCode`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ErrorCode {
@@ -95,17 +95,44 @@ pub enum ErrorCode {
     Limit,
     /// The fresh token of a Refresh was not taken; the session goes on until the old one ends.
     RefreshRefused,
+    /// A Request with a field that is missing or out of its bounds.
+    BadRequest,
+    /// A Request of a kind that this server does not know.
+    UnknownRequest,
+    /// A Request that only the main session of a device may send.
+    NotMain,
+    /// This server does not wake devices: nobody has given it a key for push targets.
+    PushUnavailable,
+    /// Too many Requests.
+    Rate,
+    /// The store did not answer: the Request is perhaps done. Send it again.
+    Unavailable,
 }
 
 impl ErrorCode {
     /// Every code, for documents and tests.
-    pub const ALL: &'static [Self] = &[Self::Limit, Self::RefreshRefused];
+    pub const ALL: &'static [Self] = &[
+        Self::Limit,
+        Self::RefreshRefused,
+        Self::BadRequest,
+        Self::UnknownRequest,
+        Self::NotMain,
+        Self::PushUnavailable,
+        Self::Rate,
+        Self::Unavailable,
+    ];
 
     /// The word on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Limit => "limit",
             Self::RefreshRefused => "refresh_refused",
+            Self::BadRequest => "bad_request",
+            Self::UnknownRequest => "unknown_request",
+            Self::NotMain => "not_main",
+            Self::PushUnavailable => "push_unavailable",
+            Self::Rate => "rate",
+            Self::Unavailable => "unavailable",
         }
     }
 }
@@ -168,6 +195,19 @@ impl ErrorFrame {
             retryable: true,
             limit_name: String::new(),
             retry_after_ms: 0,
+            scope: ErrorScope::Frame,
+            submit_id: None,
+        }
+    }
+
+    /// A Request was refused, with [`ErrorScope::Frame`]; `retry_after_ms` of 0 means that the same one never passes here.
+    pub fn request(code: ErrorCode, retry_after_ms: u32, message: &str) -> Self {
+        Self {
+            code: code.as_str().to_string(),
+            message: message.to_string(),
+            retryable: retry_after_ms > 0,
+            limit_name: String::new(),
+            retry_after_ms,
             scope: ErrorScope::Frame,
             submit_id: None,
         }

@@ -3,12 +3,14 @@
 mod decode;
 mod deliver;
 mod encode;
+mod push;
 pub(crate) mod shape;
 
 use crate::close::ErrorFrame;
 use crate::envelope::{DeviceFilter, Sender, Urgency};
 use crate::id::{ConnectionId, CursorTag, DeviceId, EnvelopeId, Epoch, Seq, SubmitId, UserId};
 use crate::internode::Outcome;
+use crate::push::PushSettings;
 use crate::time::{Millis, UnixMillis};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -49,6 +51,30 @@ pub enum ClientFrame {
         /// The token.
         token: Secret,
     },
+    /// Asks for something; answered by a [`ServerFrame::Reply`].
+    Request {
+        /// Comes back.
+        id: u64,
+        /// What.
+        request: Request,
+    },
+}
+
+/// What a device asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Replaces where and when this device is woken. `PushTarget::registered_at` does not travel: it is 0 here, and the
+    /// gateway stamps it.
+    SetPush(PushSettings),
+}
+
+/// The answer to a [`Request`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// The push settings are durable.
+    PushSet,
+    /// Of no effect, or, if retryable, perhaps.
+    Error(ErrorFrame),
 }
 
 /// What a gateway sends.
@@ -93,6 +119,13 @@ pub enum ServerFrame {
         nonce: u64,
         /// Position last told.
         upto: Seq,
+    },
+    /// The answer to a Request.
+    Reply {
+        /// From the Request.
+        id: u64,
+        /// What became of it.
+        reply: Reply,
     },
 }
 
@@ -331,6 +364,25 @@ pub enum FrameError {
     /// No known frame in it: ignore it, it may come from a newer peer.
     #[error("a frame of a kind that this version does not know")]
     UnknownFrame,
+    /// A field is missing or out of its bounds; names the field.
+    #[error("field {0} is missing or out of bounds")]
+    Field(&'static str),
+    /// A Request that cannot be served: answer it with a Reply, and go on.
+    #[error("request {id}: {why}")]
+    Request {
+        /// Which.
+        id: u64,
+        /// Why not.
+        why: RequestError,
+    },
+}
+
+/// What is wrong with a Request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// No known body: it may come from a newer peer.
+    #[error("of a kind that this version does not know")]
+    Unknown,
     /// A field is missing or out of its bounds; names the field.
     #[error("field {0} is missing or out of bounds")]
     Field(&'static str),

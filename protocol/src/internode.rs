@@ -388,7 +388,8 @@ impl From<FrameError> for InternodeError {
     fn from(error: FrameError) -> Self {
         match error {
             FrameError::Garbage => Self::Garbage,
-            FrameError::UnknownFrame => Self::UnknownKind,
+            // Only a device asks with a Request: no message between nodes holds one.
+            FrameError::UnknownFrame | FrameError::Request { .. } => Self::UnknownKind,
             FrameError::Field(name) => Self::Field(name),
         }
     }

@@ -1,6 +1,10 @@
 //! Where a push provider reaches a device. **Invariant:** what is in here was checked once, and none of it prints itself:
 //! a push token is a capability to ring somebody's phone.
 
+mod quiet;
+
+pub use quiet::{BadQuiet, DAY_MIN, QUIET_WINDOWS_MAX, Quiet, QuietHours};
+
 use crate::time::UnixMillis;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -110,6 +114,15 @@ pub struct PushTarget {
     /// When the device registered it, by the store's clock. A provider that calls a token dead since before this is
     /// speaking of an earlier life of it.
     pub registered_at: UnixMillis,
+}
+
+/// All that one device has said about being woken.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct PushSettings {
+    /// Through whom; at most [`PUSH_TARGETS_MAX`]. None: it is not woken.
+    pub targets: Vec<PushTarget>,
+    /// When not.
+    pub quiet: Quiet,
 }
 
 impl PushAddress {

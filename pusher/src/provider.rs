@@ -3,7 +3,7 @@
 
 use async_trait::async_trait;
 use chappe_protocol::envelope::Urgency;
-use chappe_protocol::push::PushTarget;
+use chappe_protocol::push::{AppName, PushAddress, PushTarget};
 use chappe_protocol::time::{Millis, UnixMillis};
 
 /// "Sync", and how soon.
@@ -70,6 +70,62 @@ pub enum Scope {
     App,
     /// All apps of the provider: it says that it is down.
     Provider,
+}
+
+/// Who takes wakes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProviderKind {
+    /// Apple Push Notification service.
+    Apns,
+    /// Firebase Cloud Messaging.
+    Fcm,
+    /// Any push service of RFC 8030.
+    WebPush,
+    /// The log, and nobody else.
+    Log,
+}
+
+impl ProviderKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Apns, Self::Fcm, Self::WebPush, Self::Log];
+
+    /// Whom an address belongs to.
+    pub fn of(address: &PushAddress) -> Self {
+        match address {
+            PushAddress::Apns { .. } => Self::Apns,
+            PushAddress::Fcm { .. } => Self::Fcm,
+            PushAddress::WebPush { .. } => Self::WebPush,
+        }
+    }
+
+    /// A metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Apns => "apns",
+            Self::Fcm => "fcm",
+            Self::WebPush => "webpush",
+            Self::Log => "log",
+        }
+    }
+}
+
+/// What wakes queue for: one tenant's trouble with it is no other's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AppKey {
+    /// At whom.
+    pub provider: ProviderKind,
+    /// Which app, as configured.
+    pub app: AppName,
+}
+
+/// All apps at all providers, as the pusher's core sees them.
+#[async_trait]
+pub trait Waking: Send + Sync + 'static {
+    /// The app that the target belongs to; `None`: none such is configured. As many as there are in the configuration.
+    fn app_of(&self, target: &PushTarget) -> Option<AppKey>;
+
+    /// Hands one wake over. Ends within 20 s. Never fails: what goes wrong is an [`Answer`].
+    async fn wake(&self, target: &PushTarget, wake: &Wake) -> Answer;
 }
 
 /// One app at one provider.

@@ -7,7 +7,7 @@ mod support;
 use chappe_protocol::envelope::Urgency;
 use chappe_protocol::push::{ApnsKind, AppName, PushAddress, PushTarget};
 use chappe_pusher::config::{Parts, Providers, ProvidersConfig, Reloaded};
-use chappe_pusher::provider::Verdict;
+use chappe_pusher::provider::{Verdict, Waking as _};
 use chappe_pusher::transport::PoolLimits;
 use serde_json::json;
 use std::fmt::Write as _;
@@ -86,7 +86,7 @@ async fn each_app_has_its_own_topic_key_and_connections() {
     assert_eq!(seen[0].header("authorization"), seen[1].header("authorization"), "one key, one token");
     assert_ne!(seen[0].header("authorization"), seen[2].header("authorization"));
     assert_eq!(ring(&providers, "nobody").await, (Verdict::Park, "unknown_app"));
-    assert!(providers.serves(&device("two")) && !providers.serves(&device("nobody")));
+    assert!(providers.app_of(&device("two")).is_some() && providers.app_of(&device("nobody")).is_none());
 }
 
 #[tokio::test(start_paused = true)]

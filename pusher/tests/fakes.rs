@@ -10,7 +10,7 @@ use chappe_protocol::push::{ApnsKind, AppName, PushAddress, PushTarget};
 use chappe_protocol::time::{Millis, Time, UnixMillis};
 use chappe_protocol::world::World;
 use chappe_pusher::config::{Parts, Providers, ProvidersConfig};
-use chappe_pusher::provider::{Verdict, Wake};
+use chappe_pusher::provider::{Verdict, Wake, Waking as _};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -2,7 +2,7 @@
 //! that is not older than 20 s; once an attempt got no answer, nothing but a commit decides.
 
 use crate::Shared;
-use crate::doorbells;
+use crate::doorbells::{self, Waking};
 use crate::planted::PlantedBug;
 use crate::rounds::{Batch, Job};
 use chappe_protocol::envelope::{Slot, SlotBody};
@@ -178,7 +178,7 @@ impl Attempts<'_> {
             shared.config.traces.committed(entry.envelope_id, self.mailbox, appended.seq(), at);
         }
         let ids = self.batch.entries.iter().map(|entry| entry.envelope_id).collect();
-        doorbells::grew(shared, self.mailbox, self.rings(reply), ids, self.wake_hint(reply));
+        doorbells::grew(shared, self.mailbox, self.rings(reply), ids, self.waking(reply));
         while self.noted_at.is_some_and(|at| shared.world.now() - at > PENDING_AGE_MAX) {
             if self.note().await.is_err() {
                 self.pause().await;
@@ -196,17 +196,20 @@ impl Attempts<'_> {
     }
 
     /// For whoever wakes devices: also for duplicates, whose first hint may have been lost. Not due before presence was asked.
-    fn wake_hint(&self, reply: &AppendReply) -> Option<WakeHint> {
+    fn waking(&self, reply: &AppendReply) -> Option<Waking> {
         let seqs = || reply.entries.iter().map(|appended| appended.seq());
         let at = self.batch.entries.iter().map(|entry| entry.at).min()?;
-        Some(WakeHint {
+        let filters = self.batch.entries.iter().map(|entry| &entry.devices);
+        let targets = self.shared.device_sets.named(self.mailbox, &filters);
+        let hint = WakeHint {
             mailbox: self.mailbox,
             from: seqs().min()?,
             upto: seqs().max()?,
             urgency: self.batch.entries.iter().map(|entry| entry.urgency).max()?,
             at,
             due: at + doorbells::ACK_TIME,
-        })
+        };
+        Some(Waking { hint, targets })
     }
 
     /// A full mailbox takes nothing new, but what stands in it is a duplicate: that is left for another attempt (`None`),

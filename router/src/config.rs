@@ -1,6 +1,7 @@
 //! What a router may use up. **Invariant:** every bound of this crate stands here, in items and in bytes.
 
 use crate::trace::Traces;
+use chappe_protocol::frame::Limits;
 use chappe_protocol::id::BucketShape;
 use chappe_protocol::time::Millis;
 use std::sync::Arc;
@@ -88,7 +89,7 @@ impl Default for RouterConfig {
             shared_payload_bytes_min: 256,
             doorbells_max: 65_536,
             doorbell_bytes_max: 32 * 1024 * 1024,
-            ephemeral_bytes_max: 16 * 1024,
+            ephemeral_bytes_max: Limits::default().ephemeral_bytes_max as usize,
             device_sets_max: 16_384,
             probes_in_flight_max: 16,
             probe_mailboxes_max: 500,

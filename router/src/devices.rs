@@ -5,7 +5,8 @@
 //! reaches it all the same. A sender that states the version it knows is always checked against a fresh set.
 
 use crate::config::RouterConfig;
-use chappe_protocol::id::{EnvelopeId, MailboxId, Seq};
+use chappe_protocol::envelope::DeviceFilter;
+use chappe_protocol::id::{DeviceId, EnvelopeId, MailboxId, Seq};
 use chappe_protocol::internode::{Outcome, SubmitEntry, SubmitList};
 use chappe_protocol::time::{Millis, Time};
 use chappe_protocol::world::World;
@@ -51,6 +52,21 @@ impl DeviceSets {
         let inner = self.lock();
         let kept = inner.young.get(&mailbox).or_else(|| inner.old.get(&mailbox))?;
         (now - kept.read_at < FRESH).then(|| Arc::clone(&kept.set))
+    }
+
+    /// The live devices that one of these filters names, by a set that is some 2 s old at most; `None`: there is none at hand.
+    pub(crate) fn named<'a>(
+        &self,
+        mailbox: MailboxId,
+        filters: &(impl Iterator<Item = &'a DeviceFilter> + Clone),
+    ) -> Option<Vec<DeviceId>> {
+        let set = {
+            let inner = self.lock();
+            let kept = inner.young.get(&mailbox).or_else(|| inner.old.get(&mailbox))?;
+            Arc::clone(&kept.set)
+        };
+        let live = set.devices.iter().filter(|device| !device.revoked).map(|device| &device.device);
+        Some(live.filter(|device| filters.clone().any(|filter| filter.names(device))).cloned().collect())
     }
 
     fn keep(&self, now: Time, mailbox: MailboxId, kept: Kept, sets_max: usize) {
@@ -169,7 +185,7 @@ fn verdict(set: &DeviceSet, entry: &SubmitEntry) -> Option<Outcome> {
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
-    use chappe_protocol::id::{ConnectionId, DeviceId, Epoch};
+    use chappe_protocol::id::{ConnectionId, Epoch};
     use chappe_storage::Device;
 
     #[test]

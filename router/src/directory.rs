@@ -2,12 +2,12 @@
 //! **Invariant:** a lease changes only where the new one is not older, compared and set inside one lock; the number of leases is bounded.
 
 use crate::metrics::RouterMetrics;
-use crate::presence::{LEASE_MS, Lease, Presence};
+use crate::presence::{DeviceLease, LEASE_MS, Lease, Presence};
 use async_trait::async_trait;
-use chappe_protocol::id::{GatewayId, MailboxId};
+use chappe_protocol::id::MailboxId;
 use chappe_protocol::time::{Millis, Time};
 use chappe_protocol::world::World;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -83,12 +83,21 @@ impl Presence for Directory {
         self.metrics.leases.set(inner.count.try_into().unwrap_or(i64::MAX));
     }
 
-    async fn gateways(&self, mailbox: MailboxId) -> Vec<GatewayId> {
+    async fn devices(&self, mailbox: MailboxId) -> Option<Vec<DeviceLease>> {
         let now = self.world.now();
         let inner = self.lock();
         let held = inner.mailboxes.get(&mailbox).into_iter().flatten();
-        let gateways: BTreeSet<GatewayId> = held.filter(|h| h.until > now).map(|h| h.lease.gateway).collect();
-        gateways.into_iter().collect()
+        let mut leases: Vec<DeviceLease> =
+            held.filter(|held| held.until > now).map(|held| held.seen(now)).collect();
+        leases.sort_unstable_by(|a, b| a.device.cmp(&b.device));
+        Some(leases)
+    }
+}
+
+impl Held {
+    fn seen(&self, now: Time) -> DeviceLease {
+        let age = Millis(LEASE_MS.saturating_sub((self.until - now).0));
+        DeviceLease { device: self.lease.device.clone(), gateway: self.lease.gateway, age }
     }
 }
 

@@ -3,32 +3,51 @@
 
 use crate::Shared;
 use crate::planted::PlantedBug;
-use crate::submit::filter_bytes;
+use crate::presence::{self, DeviceLease};
+use crate::submit::{filter_bytes, names_bytes};
 use chappe_protocol::envelope::SlotBody;
-use chappe_protocol::id::{EnvelopeId, MailboxId, Seq};
+use chappe_protocol::id::{DeviceId, EnvelopeId, MailboxId, Seq};
 use chappe_protocol::internode::{Attached, Doorbell, EphemeralSubmit, Reply, Ring, WakeHint};
-use chappe_protocol::time::Millis;
+use chappe_protocol::time::{Millis, UnixMillis};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
-/// Presence that does not answer within this time has no gateways.
+/// Presence that does not answer within this time does not answer.
 const PRESENCE_WAIT: Millis = Millis(2000);
 /// An attached device has so long to ack before it counts as gone (gateways close it then) and is to be woken.
 pub(crate) const ACK_TIME: Millis = Millis(20_000);
 /// What a doorbell counts beside its payload and the names in its filter.
 const BELL_BYTES: usize = 256;
 
-/// A mailbox grew: rings, and hints. A mailbox that no gateway leases is to be woken at once, another when its devices have had
-/// time to ack; which of several devices is attached the reader of the hint finds out.
+/// What whoever wakes devices is told.
+pub(crate) struct Waking {
+    /// Due when attached devices have had time to ack.
+    pub(crate) hint: WakeHint,
+    /// The devices that the slots are for; `None`: no device set is at hand.
+    pub(crate) targets: Option<Vec<DeviceId>>,
+}
+
+impl Waking {
+    /// At once if one of the devices sleeps, as far as is known; later if all are attached. Where that is not known (presence does
+    /// not answer, or no device set is at hand: one of more than 64 devices, or from before a slow append) at once too: nobody
+    /// is woken late, the reader of the hint asks presence again, and it costs the router no read.
+    fn due(&self, leases: Option<&[DeviceLease]>) -> UnixMillis {
+        let (Some(leases), Some(targets)) = (leases, &self.targets) else { return self.hint.at };
+        let has_lease = |device: &DeviceId| leases.iter().any(|lease| lease.device == *device);
+        if targets.iter().all(has_lease) { self.hint.due } else { self.hint.at }
+    }
+}
+
+/// A mailbox grew: rings, and hints. Which of several devices sleeps the reader of the hint finds out.
 pub(crate) fn grew(
     shared: &Arc<Shared>,
     mailbox: MailboxId,
     rings: Vec<Ring>,
     envelopes: Vec<EnvelopeId>,
-    hint: Option<WakeHint>,
+    waking: Option<Waking>,
 ) {
     let Some(rings) = plant(shared, rings) else { return };
-    let _nobody_waits = start(shared, mailbox, rings, envelopes, hint);
+    let _nobody_waits = start(shared, mailbox, rings, envelopes, waking);
 }
 
 /// Rings every gateway that leases a device of the mailbox.
@@ -45,14 +64,15 @@ fn start(
     mailbox: MailboxId,
     rings: Vec<Ring>,
     envelopes: Vec<EnvelopeId>,
-    hint: Option<WakeHint>,
+    waking: Option<Waking>,
 ) -> Option<Ringing> {
     let count = rings.len();
-    let bytes = rings.iter().map(ring_bytes).sum();
+    let names = waking.iter().filter_map(|waking| waking.targets.as_deref()).map(names_bytes);
+    let bytes = rings.iter().map(ring_bytes).chain(names).sum();
     let Some(permit) = shared.bells.try_take(count, bytes) else {
         shared.metrics.doorbells_dropped_router.inc_by(count as u64);
-        if let Some(hint) = hint {
-            wake(shared, hint);
+        if let Some(waking) = waking {
+            wake(shared, waking.hint);
         }
         return None;
     };
@@ -60,8 +80,9 @@ fn start(
     let task_of = Arc::clone(shared);
     let task = async move {
         let shared = task_of;
-        let gateways = shared.presence.gateways(mailbox);
-        let gateways = tokio::time::timeout(PRESENCE_WAIT.to_std(), gateways).await.unwrap_or_default();
+        let leases = shared.presence.devices(mailbox);
+        let leases = tokio::time::timeout(PRESENCE_WAIT.to_std(), leases).await.unwrap_or_default();
+        let gateways = presence::gateways(leases.as_deref().unwrap_or_default());
         for ring in rings {
             for gateway in &gateways {
                 shared.links.ring(*gateway, Doorbell { mailbox, ring: ring.clone() });
@@ -72,9 +93,9 @@ fn start(
         for envelope in envelopes {
             shared.config.traces.rung(envelope, gateways.len(), at);
         }
-        if let Some(hint) = hint {
-            let due = if gateways.is_empty() { hint.at } else { hint.due };
-            wake(&shared, WakeHint { due, ..hint });
+        if let Some(waking) = waking {
+            let due = waking.due(leases.as_deref());
+            wake(&shared, WakeHint { due, ..waking.hint });
         }
         drop(permit);
     };

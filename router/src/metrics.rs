@@ -1,11 +1,8 @@
 //! What a router counts. **Invariant:** handles are resolved once; no label carries an id.
 
+use chappe_node::metrics::Family;
 use chappe_protocol::internode::Outcome;
-use prometheus::core::Collector;
-use prometheus::{
-    CounterVec, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    exponential_buckets,
-};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 
 /// The metrics of all routers of a process, of their links and of their directory.
 #[derive(Debug, Clone)]
@@ -159,63 +156,5 @@ impl RouterMetrics {
             leases_dropped: family
                 .counter("leases_dropped_total", "Leases not taken because the directory was full.")?,
         })
-    }
-}
-
-/// Makes metrics and registers them, all under one prefix.
-pub(crate) struct Family<'a> {
-    pub(crate) registry: &'a Registry,
-    pub(crate) prefix: &'static str,
-}
-
-impl Family<'_> {
-    fn opts(&self, name: &str, help: &str) -> Opts {
-        Opts::new(format!("{}_{name}", self.prefix), help)
-    }
-
-    fn register<M: Collector + Clone + 'static>(&self, metric: M) -> Result<M, prometheus::Error> {
-        self.registry.register(Box::new(metric.clone()))?;
-        Ok(metric)
-    }
-
-    pub(crate) fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-        self.register(IntCounter::with_opts(self.opts(name, help))?)
-    }
-
-    pub(crate) fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-        self.register(IntGauge::with_opts(self.opts(name, help))?)
-    }
-
-    pub(crate) fn real_gauge(&self, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
-        self.register(Gauge::with_opts(self.opts(name, help))?)
-    }
-
-    pub(crate) fn counters(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-    ) -> Result<IntCounterVec, prometheus::Error> {
-        self.register(IntCounterVec::new(self.opts(name, help), labels)?)
-    }
-
-    pub(crate) fn sums(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-    ) -> Result<CounterVec, prometheus::Error> {
-        self.register(CounterVec::new(self.opts(name, help), labels)?)
-    }
-
-    /// `count` buckets, the first up to `start`, each `factor` times as wide as the one before.
-    pub(crate) fn histogram(
-        &self,
-        name: &str,
-        help: &str,
-        (start, factor, count): (f64, f64, usize),
-    ) -> Result<Histogram, prometheus::Error> {
-        let buckets = exponential_buckets(start, factor, count)?;
-        self.register(Histogram::with_opts(HistogramOpts { common_opts: self.opts(name, help), buckets })?)
     }
 }

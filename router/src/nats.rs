@@ -6,6 +6,7 @@ mod asking;
 mod bells;
 mod config;
 mod error;
+mod jobs;
 mod metrics;
 mod pending;
 mod pulse;
@@ -15,9 +16,11 @@ mod status;
 mod subjects;
 pub mod sync;
 mod wakes;
+mod wakestream;
 
 pub use config::{BusRole, Credentials, NatsConfig};
 pub use error::BusError;
+pub use jobs::{WakeJob, WakeJobMetrics, WakeJobs, WakeJobsConfig};
 pub use metrics::BusMetrics;
 pub use server::RouterServer;
 pub use status::BusHealth;
@@ -128,7 +131,7 @@ impl NatsBus {
         });
         let inbox = match shared.config.role {
             BusRole::Gateway => Some(listen(&shared).await?),
-            BusRole::Router => None,
+            BusRole::Router | BusRole::Pusher => None,
         };
         shared.start(bells::write(Arc::clone(&shared), queued));
         Ok(Arc::new(Self { shared, inbox }))
@@ -273,6 +276,7 @@ async fn connect(
         .custom_inbox_prefix(match config.role {
             BusRole::Gateway => subjects.inbox(),
             BusRole::Router => subjects.stored(),
+            BusRole::Pusher => subjects.jobs(),
         })
         .request_timeout(None)
         .reconnect_delay_callback(pause)

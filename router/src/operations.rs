@@ -89,14 +89,8 @@ pub fn handler(operations: Arc<OnceLock<Operations>>) -> AdminHandler {
 
 impl Operations {
     async fn answer(&self, verb: Verb, call: &AdminCall) -> AdminReply {
-        let given = call.bearer.as_deref().unwrap_or_default();
-        if aws_lc_rs::constant_time::verify_slices_are_equal(given.as_bytes(), self.token.as_bytes()).is_err()
-        {
-            let message = "send `Authorization: Bearer` with the content of the admin token's file";
-            return reply(StatusCode::UNAUTHORIZED, "admin_token", message);
-        }
-        if call.method != chappe_node::admin::Method::POST {
-            return reply(StatusCode::METHOD_NOT_ALLOWED, "method", "use POST");
+        if let Err(refused) = admit(call, &self.token) {
+            return refused;
         }
         match verb {
             Verb::Trace => self.trace(&call.body).await,
@@ -192,7 +186,21 @@ impl Operations {
     }
 }
 
-fn reply(status: StatusCode, code: &str, message: &str) -> AdminReply {
+/// Refuses whoever does not show the admin token, and whatever is no POST.
+pub fn admit(call: &AdminCall, token: &str) -> Result<(), AdminReply> {
+    let given = call.bearer.as_deref().unwrap_or_default();
+    if aws_lc_rs::constant_time::verify_slices_are_equal(given.as_bytes(), token.as_bytes()).is_err() {
+        let message = "send `Authorization: Bearer` with the content of the admin token's file";
+        return Err(reply(StatusCode::UNAUTHORIZED, "admin_token", message));
+    }
+    if call.method != chappe_node::admin::Method::POST {
+        return Err(reply(StatusCode::METHOD_NOT_ALLOWED, "method", "use POST"));
+    }
+    Ok(())
+}
+
+/// An answer with a word for machines and a hint for people.
+pub fn reply(status: StatusCode, code: &str, message: &str) -> AdminReply {
     let answer = Answer { code: code.into(), message: message.into() };
     AdminReply { status, json: serde_json::to_string(&answer).unwrap_or_default() }
 }
@@ -241,7 +249,8 @@ async fn post(admin: SocketAddr, token: &str, verb: Verb, body: Vec<u8>) -> Resu
         })
 }
 
-fn refusal(text: String) -> Answer {
+/// What stands in an answer that is not good.
+pub fn refusal(text: String) -> Answer {
     serde_json::from_str(&text).unwrap_or(Answer { code: "answer".into(), message: text })
 }
 

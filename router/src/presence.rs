@@ -3,6 +3,8 @@
 
 use async_trait::async_trait;
 use chappe_protocol::id::{ConnectionId, DeviceId, Epoch, GatewayId, MailboxId};
+use chappe_protocol::time::Millis;
+use std::collections::BTreeSet;
 
 /// A session's claim to be where its device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +30,17 @@ impl Lease {
     }
 }
 
+/// A live lease, as others see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceLease {
+    /// The device.
+    pub device: DeviceId,
+    /// The gateway that holds its session.
+    pub gateway: GatewayId,
+    /// Since it was taken or renewed, by the clock that keeps it; below [`LEASE_MS`].
+    pub age: Millis,
+}
+
 /// Leases. Losing all of them costs time, never an envelope.
 #[async_trait]
 pub trait Presence: Send + Sync + 'static {
@@ -37,8 +50,19 @@ pub trait Presence: Send + Sync + 'static {
     /// Gives a lease up, if it is still this one.
     async fn release(&self, lease: &Lease);
 
-    /// The gateways with a live lease of any device of the mailbox, each once.
-    async fn gateways(&self, mailbox: MailboxId) -> Vec<GatewayId>;
+    /// The live leases of the mailbox, one per device, in the devices' order. `None`: presence does not answer.
+    async fn devices(&self, mailbox: MailboxId) -> Option<Vec<DeviceLease>>;
+
+    /// The gateways with a live lease of any device of the mailbox, each once, in order; none if presence does not answer.
+    async fn gateways(&self, mailbox: MailboxId) -> Vec<GatewayId> {
+        gateways(&self.devices(mailbox).await.unwrap_or_default())
+    }
+}
+
+/// The gateways of these leases, each once, in order.
+pub(crate) fn gateways(leases: &[DeviceLease]) -> Vec<GatewayId> {
+    let gateways: BTreeSet<GatewayId> = leases.iter().map(|lease| lease.gateway).collect();
+    gateways.into_iter().collect()
 }
 
 /// How long a lease lives unless renewed; gateways renew every third of it.

@@ -7,14 +7,16 @@
 //! decides how Lua compares strings. Every write renews the time to live of the whole hash, so that an empty cluster leaves
 //! an empty Redis. Nothing here needs Redis to keep anything.
 
+mod pushers;
+
 use crate::metrics::PresenceMetrics;
-use crate::presence::{LEASE_MS, Lease, Presence};
+use crate::presence::{DeviceLease, LEASE_MS, Lease, Presence};
 use ::redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use ::redis::{
     Client, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError, Script, TlsCertificates,
 };
 use async_trait::async_trait;
-use chappe_protocol::id::{GatewayId, MailboxId};
+use chappe_protocol::id::{DeviceId, GatewayId, MailboxId};
 use chappe_protocol::time::Millis;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -48,13 +50,19 @@ if there and string.sub(there, 1, 88) == ARGV[2] then redis.call('HDEL', KEYS[1]
 return 1
 ";
 
-/// KEYS: the mailbox. The gateways of its live leases.
-const GATEWAYS: &str = r"
+/// KEYS: the mailbox. Of each live lease: device, gateway, milliseconds left.
+const DEVICES: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local all = redis.call('HGETALL', KEYS[1])
 local found = {}
-for _, there in ipairs(redis.call('HVALS', KEYS[1])) do
-  if tonumber(string.sub(there, 89)) > now then found[#found + 1] = string.sub(there, 57, 88) end
+for at = 1, #all, 2 do
+  local left = tonumber(string.sub(all[at + 1], 89)) - now
+  if left > 0 then
+    found[#found + 1] = all[at]
+    found[#found + 1] = string.sub(all[at + 1], 57, 88)
+    found[#found + 1] = string.format('%.0f', left)
+  end
 end
 return found
 ";
@@ -108,7 +116,7 @@ pub enum RedisPresenceError {
     Url(String),
     /// Redis is there and refuses.
     #[error(
-        "redis_refused: {0}; check user, password and permissions (the role needs EVALSHA, SCRIPT LOAD, TIME and hashes)"
+        "redis_refused: {0}; check user, password and permissions (the role needs EVALSHA, SCRIPT LOAD, TIME and hashes; a pusher sorted sets and PTTL too)"
     )]
     Refused(String),
     /// Nobody answers.
@@ -132,7 +140,9 @@ pub struct RedisPresence {
 struct Scripts {
     take: String,
     release: String,
-    gateways: String,
+    devices: String,
+    join_pushers: String,
+    leave_pushers: String,
 }
 
 fn hash(script: &str) -> String {
@@ -187,7 +197,13 @@ impl RedisPresence {
         let client = client.map_err(unusable)?;
         let connection =
             ConnectionManager::new_lazy_with_config(client.clone(), manager).map_err(unusable)?;
-        let scripts = Scripts { take: hash(TAKE), release: hash(RELEASE), gateways: hash(GATEWAYS) };
+        let scripts = Scripts {
+            take: hash(TAKE),
+            release: hash(RELEASE),
+            devices: hash(DEVICES),
+            join_pushers: hash(pushers::JOIN),
+            leave_pushers: hash(pushers::LEAVE),
+        };
         Ok(Self {
             client,
             connection,
@@ -203,7 +219,7 @@ impl RedisPresence {
     /// for ever and does not say why.
     pub async fn check(&self) -> Result<(), RedisPresenceError> {
         let mut pipeline = Pipeline::new();
-        self.ask(&mut pipeline, &self.scripts.gateways, MailboxId([0; 16]));
+        self.ask(&mut pipeline, &self.scripts.devices, MailboxId([0; 16]));
         let asked = async {
             let mut connection = self.client.get_multiplexed_async_connection().await?;
             send::<Vec<Vec<String>>>(&mut connection, &pipeline).await
@@ -254,7 +270,7 @@ async fn send<T: FromRedisValue>(
     match pipeline.query_async(connection).await {
         Err(error) if error.kind() == ErrorKind::Server(::redis::ServerErrorKind::NoScript) => {
             let mut load = Pipeline::new();
-            for script in [TAKE, RELEASE, GATEWAYS] {
+            for script in [TAKE, RELEASE, DEVICES, pushers::JOIN, pushers::LEAVE] {
                 load.cmd("SCRIPT").arg("LOAD").arg(script).ignore();
             }
             load.query_async::<()>(connection).await?;
@@ -297,16 +313,26 @@ impl Presence for RedisPresence {
         let _ = self.call::<()>("release", &pipeline).await;
     }
 
-    async fn gateways(&self, mailbox: MailboxId) -> Vec<GatewayId> {
+    async fn devices(&self, mailbox: MailboxId) -> Option<Vec<DeviceLease>> {
         let mut pipeline = Pipeline::new();
-        self.ask(&mut pipeline, &self.scripts.gateways, mailbox);
-        let answer = self.call::<Vec<Vec<String>>>("gateways", &pipeline).await.unwrap_or_default();
-        let mut gateways: Vec<GatewayId> =
-            answer.into_iter().flatten().filter_map(|digits| parse_gateway(&digits)).collect();
-        gateways.sort_unstable();
-        gateways.dedup();
-        gateways
+        self.ask(&mut pipeline, &self.scripts.devices, mailbox);
+        let answer = self.call::<Vec<Vec<String>>>("devices", &pipeline).await.ok()?;
+        let mut leases: Vec<DeviceLease> =
+            answer.iter().flat_map(|found| found.chunks_exact(3)).filter_map(parse_lease).collect();
+        leases.sort_unstable_by(|a, b| a.device.cmp(&b.device));
+        Some(leases)
     }
+}
+
+/// Device, gateway, milliseconds left; `None`: not written by us.
+fn parse_lease(words: &[String]) -> Option<DeviceLease> {
+    let [device, gateway, left] = words else { return None };
+    let left: u64 = left.parse().ok()?;
+    Some(DeviceLease {
+        device: DeviceId::new(device).ok()?,
+        gateway: GatewayId::from_hex(gateway)?,
+        age: Millis(LEASE_MS.saturating_sub(left)),
+    })
 }
 
 fn hex(text: &mut String, bytes: &[u8]) {
@@ -329,15 +355,4 @@ fn gateway(lease: &Lease) -> String {
     let mut text = String::with_capacity(GATEWAY);
     hex(&mut text, &lease.gateway.0);
     text
-}
-
-fn parse_gateway(digits: &str) -> Option<GatewayId> {
-    if digits.len() != GATEWAY || !digits.is_ascii() {
-        return None;
-    }
-    let mut id = [0; 16];
-    for (at, byte) in id.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(digits.get(at * 2..at * 2 + 2)?, 16).ok()?;
-    }
-    Some(GatewayId(id))
 }

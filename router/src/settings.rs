@@ -1,8 +1,10 @@
 //! Settings of a router's work and of the cluster's parts, as every process that uses them reads them.
 //! **Invariant:** whatever is set is read; what cannot work is refused before a port is bound.
 
+mod push;
+
 use crate::RouterConfig;
-use crate::nats::{BusRole, Credentials, NatsConfig, WakeConfig, sync};
+use crate::nats::{BusRole, Credentials, NatsConfig, WakeConfig, WakeJobsConfig, sync};
 use crate::redis::RedisConfig;
 use chappe_node::config::{ConfigError, between, read_file, read_secret};
 use chappe_node::process::Settings;
@@ -11,6 +13,7 @@ use chappe_node::tls::client_config;
 use chappe_protocol::time::Millis;
 use chappe_storage::scylla::{Credentials as CqlCredentials, ScyllaConfig};
 use chappe_storage::slotlog;
+pub use push::PushKeySettings;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -240,6 +243,13 @@ impl WakeSettings {
             stream_bytes_max: u64::from(self.stream_bytes_max),
             ..WakeConfig::default()
         }
+    }
+
+    /// How a pusher reads them. A wake has 20 s: who has a hint for longer than that and a little is gone.
+    pub fn jobs(&self) -> WakeJobsConfig {
+        let WakeConfig { replicas, stream_bytes_max, .. } = self.stream();
+        let ack_wait = Millis::from_secs(25);
+        WakeJobsConfig { replicas, stream_bytes_max, ack_wait, ..WakeJobsConfig::default() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The store's own counters as metrics. **Invariant:** a counter here is the store's, as of the last look.
 
-use crate::metrics::Family;
+use chappe_node::metrics::Family;
 use chappe_storage::scylla::ScyllaStats;
 use chappe_storage::slotlog::LogStats;
 use prometheus::{CounterVec, IntCounter, IntCounterVec, IntGauge, Registry};

@@ -7,7 +7,7 @@ use crate::fanout;
 use crate::planted::PlantedBug;
 use crate::rounds::{self, Job, JobAnswer, Planned};
 use chappe_protocol::envelope::DeviceFilter;
-use chappe_protocol::id::{EnvelopeId, SubmitId};
+use chappe_protocol::id::{DeviceId, EnvelopeId, SubmitId};
 use chappe_protocol::internode::{EntryResult, ListReply, Outcome, Reply, Submit, SubmitList};
 use chappe_protocol::time::Time;
 use futures_util::stream::{self, StreamExt};
@@ -88,10 +88,13 @@ fn held_bytes(submit: &Submit) -> usize {
 pub(crate) fn filter_bytes(filter: &DeviceFilter) -> usize {
     match filter {
         DeviceFilter::All => 0,
-        DeviceFilter::Only(devices) | DeviceFilter::AllBut(devices) => {
-            devices.iter().map(|device| NAME_BYTES + device.as_str().len()).sum()
-        }
+        DeviceFilter::Only(devices) | DeviceFilter::AllBut(devices) => names_bytes(devices),
     }
+}
+
+/// Bytes that these names take.
+pub(crate) fn names_bytes(devices: &[DeviceId]) -> usize {
+    devices.iter().map(|device| NAME_BYTES + device.as_str().len()).sum()
 }
 
 /// Whether a filter names few enough devices.

@@ -5,12 +5,12 @@ mod common;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use chappe_protocol::id::{GatewayId, MailboxId};
+use chappe_protocol::id::MailboxId;
 use chappe_protocol::internode::{Outcome, Submit, SubmitList};
 use chappe_protocol::time::Millis;
 use chappe_router::Router;
 use chappe_router::links::Links;
-use chappe_router::presence::{Lease, Presence};
+use chappe_router::presence::{DeviceLease, Lease, Presence};
 use chappe_storage::Store;
 use common::flaky::Fault;
 use common::{BUDGET, Cluster, config, entry, numbers, outcomes, sender, submit_of};
@@ -117,7 +117,7 @@ impl Presence for Silent {
 
     async fn release(&self, _: &Lease) {}
 
-    async fn gateways(&self, _: MailboxId) -> Vec<GatewayId> {
+    async fn devices(&self, _: MailboxId) -> Option<Vec<DeviceLease>> {
         std::future::pending().await
     }
 }

@@ -7,7 +7,7 @@ mod common;
 use chappe_protocol::id::{ConnectionId, DeviceId, Epoch, GatewayId, MailboxId};
 use chappe_protocol::time::Millis;
 use chappe_protocol::world::World;
-use chappe_router::presence::{Lease, Presence};
+use chappe_router::presence::{DeviceLease, LEASE_MS, Lease, Presence};
 use chappe_router::redis::{RedisConfig, RedisPresence, RedisPresenceError};
 use chappe_router::{Directory, PresenceMetrics, RouterMetrics};
 use common::PausedWorld;
@@ -124,8 +124,50 @@ async fn only_the_holder_releases(presence: &dyn Presence) {
     );
 }
 
+/// Each device with the gateway of its newest lease, in order; a released one is not there.
+async fn every_device_is_told(presence: &dyn Presence) {
+    let (ben, web) = (MailboxId([1; 16]), lease(1, "web", TWO, (1, 0, 1)));
+    assert_eq!(presence.devices(ben).await, Some(vec![]), "it answers: nobody is there");
+    let phone = lease(1, "phone", ONE, (1, 0, 1));
+    presence.lease(&[web.clone(), phone, lease(2, "pad", TWO, (1, 0, 1))]).await;
+    presence.lease(&[lease(1, "phone", TWO, (2, 0, 1))]).await;
+    let told = |leases: Option<Vec<DeviceLease>>| -> Vec<(String, GatewayId)> {
+        let leases = leases.unwrap();
+        assert!(leases.iter().all(|lease| lease.age < Millis(LEASE_MS)), "{leases:?}");
+        leases.into_iter().map(|lease| (lease.device.as_str().to_owned(), lease.gateway)).collect()
+    };
+    let both = [("phone".to_owned(), TWO), ("web".to_owned(), TWO)];
+    assert_eq!(told(presence.devices(ben).await), both);
+    assert_eq!(presence.gateways(ben).await, [TWO], "each once");
+    presence.release(&web).await;
+    assert_eq!(told(presence.devices(ben).await), both[..1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_memory_a_lease_ages_until_it_is_renewed_or_over() {
+    let presence = memory();
+    let held = lease(1, "phone", ONE, (2, 0, 1));
+    let age = async || {
+        let leases = presence.devices(MailboxId([1; 16])).await.unwrap();
+        leases.first().map(|lease| lease.age)
+    };
+    presence.lease(std::slice::from_ref(&held)).await;
+    assert_eq!(age().await, Some(Millis(0)));
+    tokio::time::advance(Duration::from_secs(21)).await;
+    assert_eq!(age().await, Some(Millis(21_000)));
+    presence.lease(&[lease(1, "phone", TWO, (1, 0, 1))]).await;
+    assert_eq!(age().await, Some(Millis(21_000)), "an older claim renews nothing");
+    presence.lease(std::slice::from_ref(&held)).await;
+    assert_eq!(age().await, Some(Millis(0)), "renewed");
+    tokio::time::advance(Duration::from_millis(LEASE_MS - 1)).await;
+    assert_eq!(age().await, Some(Millis(LEASE_MS - 1)));
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert_eq!(age().await, None, "over");
+}
+
 #[tokio::test(start_paused = true)]
 async fn laws_in_memory() {
+    every_device_is_told(&*memory()).await;
     the_newest_lease_stands(&*memory()).await;
     a_batch_holds_many(&*memory()).await;
     only_the_holder_releases(&*memory()).await;
@@ -134,6 +176,7 @@ async fn laws_in_memory() {
 #[tokio::test]
 async fn laws_in_redis() {
     redis().check().await.unwrap();
+    every_device_is_told(&*redis()).await;
     the_newest_lease_stands(&*redis()).await;
     a_batch_holds_many(&*redis()).await;
     only_the_holder_releases(&*redis()).await;
@@ -170,8 +213,14 @@ async fn a_lease_ends_by_its_own_time() {
     let mut operator = operator().await;
     let left: u64 = ::redis::cmd("PTTL").arg(key).query_async(&mut operator).await.unwrap();
     assert!((1..=60_000).contains(&left), "{left}");
-    // As it stands there after its time, kept alive by another device's lease.
+    // As it stands there 20 s before its time.
     let value: String = ::redis::cmd("HGET").arg(key).arg("phone").query_async(&mut operator).await.unwrap();
+    let (now, _): (u64, u64) = ::redis::cmd("TIME").query_async(&mut operator).await.unwrap();
+    let soon = format!("{}{}", &value[..88], now * 1000 + 20_000);
+    ::redis::cmd("HSET").arg(key).arg("phone").arg(soon).exec_async(&mut operator).await.unwrap();
+    let age = presence.devices(held.mailbox).await.unwrap()[0].age;
+    assert!(age >= Millis(40_000), "{age:?}");
+    // As it stands there after its time, kept alive by another device's lease.
     let past = format!("{}{}", &value[..88], 1_700_000_000_000_u64);
     ::redis::cmd("HSET").arg(key).arg("phone").arg(past).exec_async(&mut operator).await.unwrap();
     assert_eq!(presence.gateways(held.mailbox).await, []);
@@ -200,6 +249,57 @@ async fn redis_forgets_everything() {
     assert_eq!(presence.gateways(held.mailbox).await, [ONE]);
 }
 
+/// Every pusher hears of all that live; who leaves is gone at once, whoever does not renew by the clock of Redis; clusters are apart.
+#[tokio::test]
+async fn pushers_know_each_other() {
+    let name = cluster();
+    let (presence, other) = (redis_at(&url(), &name), redis());
+    let minute = Millis::from_secs(60);
+    let (first, second) = (u64::MAX, 7);
+    assert_eq!(presence.join_pushers(first, minute).await, Some(vec![first]));
+    assert_eq!(presence.join_pushers(second, minute).await, Some(vec![second, first]), "in order");
+    assert_eq!(presence.join_pushers(first, minute).await, Some(vec![second, first]), "renewed, not twice");
+    assert_eq!(other.join_pushers(3, minute).await, Some(vec![3]));
+    presence.leave_pushers(second).await;
+    assert_eq!(presence.join_pushers(first, minute).await, Some(vec![first]));
+    // As if its lease had ended.
+    let key = format!("chappe:{name}:pushers");
+    let mut operator = operator().await;
+    let left: u64 = ::redis::cmd("PTTL").arg(&key).query_async(&mut operator).await.unwrap();
+    assert!((1..=60_000).contains(&left), "it goes by itself: {left}");
+    ::redis::cmd("ZADD")
+        .arg(&key)
+        .arg(1)
+        .arg(format!("{first:016x}"))
+        .exec_async(&mut operator)
+        .await
+        .unwrap();
+    assert_eq!(presence.join_pushers(second, Millis(5)).await, Some(vec![second]));
+    until("a short lease ends", || async { presence.join_pushers(first, minute).await == Some(vec![first]) })
+        .await;
+    assert!(presence.join_pushers(second, Millis(5)).await.is_some());
+    let left: u64 = ::redis::cmd("PTTL").arg(&key).query_async(&mut operator).await.unwrap();
+    assert!(left > 30_000, "a short lease does not shorten the others: {left}");
+}
+
+/// The set is bounded, and whoever joins is in it.
+#[tokio::test]
+async fn pushers_are_bounded() {
+    let name = cluster();
+    let presence = redis_at(&url(), &name);
+    let key = format!("chappe:{name}:pushers");
+    let mut operator = operator().await;
+    let mut many = ::redis::cmd("ZADD");
+    many.arg(&key);
+    for n in 0..2000_u64 {
+        many.arg(4_000_000_000_000 + n).arg(format!("{n:016x}"));
+    }
+    many.exec_async(&mut operator).await.unwrap();
+    let live = presence.join_pushers(5000, Millis(1000)).await.unwrap();
+    assert_eq!(live.len(), 1024);
+    assert_eq!((live[0], live.last()), (2000 - 1023, Some(&5000)), "those whose lease ends first have gone");
+}
+
 async fn until<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
     let tries = async { while !done().await {} };
     tokio::time::timeout(Duration::from_secs(20), tries).await.unwrap_or_else(|_| panic!("never: {what}"));
@@ -221,7 +321,10 @@ async fn redis_stops_and_comes_back() {
         let older = lease(1, "phone", TWO, (1, 0, 1));
         let answers = async {
             assert_eq!(presence.lease(std::slice::from_ref(&older)).await, [true], "nothing is known: go on");
+            assert_eq!(presence.devices(held.mailbox).await, None, "it does not answer");
             assert_eq!(presence.gateways(held.mailbox).await, [], "nobody is known: probes find it");
+            assert_eq!(presence.join_pushers(1, Millis(1000)).await, None);
+            presence.leave_pushers(1).await;
             presence.release(&older).await;
             assert!(matches!(presence.check().await, Err(RedisPresenceError::Unreachable(_))));
         };
@@ -244,8 +347,8 @@ async fn calls_are_bounded() {
     gate.pause();
     let calls = futures_util::future::join_all((0..10).map(|n| presence.gateways(MailboxId([n; 16]))));
     assert!(calls.await.iter().all(Vec::is_empty));
-    assert_eq!(metrics.calls.with_label_values(&["gateways", "busy"]).get(), 8);
-    assert_eq!(metrics.calls.with_label_values(&["gateways", "timeout"]).get(), 2);
+    assert_eq!(metrics.calls.with_label_values(&["devices", "busy"]).get(), 8);
+    assert_eq!(metrics.calls.with_label_values(&["devices", "timeout"]).get(), 2);
 }
 
 /// What cannot work is told apart, and no password is repeated.

@@ -3,15 +3,18 @@
 
 mod common;
 
-use chappe_protocol::envelope::Urgency;
+use async_trait::async_trait;
+use chappe_protocol::envelope::{DeviceFilter, Urgency};
 use chappe_protocol::id::{MailboxId, Seq};
-use chappe_protocol::internode::{Outcome, Submit, WakeHint};
+use chappe_protocol::internode::{Outcome, Request, Submit, WakeHint};
 use chappe_protocol::time::{Millis, UnixMillis};
-use chappe_router::RouterConfig;
+use chappe_router::presence::{DeviceLease, Lease, Presence};
 use chappe_router::wakes::{LocalWakes, Wakes};
+use chappe_router::{Router, RouterConfig};
 use chappe_storage::slotlog::LogConfig;
 use common::flaky::Fault;
-use common::{Cluster, SHAPE, config, outcomes, submit_of};
+use common::{Cluster, SHAPE, config, device, outcomes, submit_of};
+use std::sync::Arc;
 
 fn range(hint: &WakeHint) -> (u64, u64) {
     (hint.from.0, hint.upto.0)
@@ -48,6 +51,100 @@ async fn a_mailbox_with_a_lease_is_due_when_its_device_has_had_time_to_ack() {
     cluster.settle().await;
     let hint = cluster.wakes.latest()[0];
     assert_eq!(hint.due, hint.at + Millis(20_000));
+}
+
+/// How long after the commit the hint of this submit is due, where `web` is attached and `phone` sleeps.
+async fn due_after(cluster: &Cluster, submit: Submit) -> Millis {
+    let before = cluster.wakes.count();
+    assert_eq!(outcomes(&cluster.submit(submit).await), [Outcome::Accepted]);
+    cluster.settle().await;
+    assert_eq!(cluster.wakes.count(), before + 1);
+    let hint = *cluster.wakes.latest().last().unwrap();
+    Millis(hint.due.0 - hint.at.0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_asleep_beside_an_attached_one_is_due_at_once() {
+    let cluster = Cluster::new(5);
+    let ben = cluster.mailbox("ben", &["phone", "web"]).await;
+    cluster.lease(ben, "web").await;
+    cluster.store.device_reads.lock().unwrap().extend([Fault::Slow(0); 9]);
+    let both = || submit_of("ana", ben, None, &[cluster.wakes.count() + 1]);
+    assert_eq!(due_after(&cluster, both()).await, Millis(0), "the phone sleeps");
+    let filtered = |devices| {
+        let mut submit = both();
+        submit.lists[0].entries[0].devices = devices;
+        submit
+    };
+    let only = |name| DeviceFilter::Only(vec![device(name)]);
+    assert_eq!(due_after(&cluster, filtered(only("web"))).await, Millis(20_000), "it is not for the phone");
+    assert_eq!(due_after(&cluster, filtered(only("phone"))).await, Millis(0));
+    let but_phone = DeviceFilter::AllBut(vec![device("phone")]);
+    assert_eq!(due_after(&cluster, filtered(but_phone)).await, Millis(20_000));
+    let mut mixed = submit_of("ana", ben, None, &[101, 102]);
+    mixed.lists[0].entries[0].devices = only("web");
+    mixed.lists[0].entries[1].devices = only("phone");
+    cluster.submit(mixed).await;
+    cluster.settle().await;
+    let hint = *cluster.wakes.latest().last().unwrap();
+    assert_eq!((range(&hint), hint.due), ((5, 6), hint.at), "one of them is for the phone");
+    cluster.lease(ben, "phone").await;
+    assert_eq!(due_after(&cluster, both()).await, Millis(20_000), "both are attached");
+    assert_eq!(cluster.store.device_reads.lock().unwrap().len(), 8, "one read served them all");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoked_device_does_not_sleep() {
+    let cluster = Cluster::new(6);
+    let ben = cluster.mailbox("ben", &["phone", "web"]).await;
+    cluster.store.inner.revoke(ben, &device("phone")).await.unwrap();
+    cluster.lease(ben, "web").await;
+    assert_eq!(due_after(&cluster, submit_of("ana", ben, None, &[1])).await, Millis(20_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_device_set_or_an_answer_of_presence_it_is_due_at_once() {
+    let names: Vec<String> = (0..70).map(|n| format!("device{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let cluster = Cluster::new(7);
+    let many = cluster.mailbox("many", &names).await;
+    for name in &names {
+        cluster.lease(many, name).await;
+    }
+    let due = due_after(&cluster, submit_of("ana", many, None, &[1])).await;
+    assert_eq!(due, Millis(0), "a set of so many devices is not kept");
+    let few = cluster.mailbox("few", &["phone"]).await;
+    cluster.lease(few, "phone").await;
+    let (world, store, links) = (&cluster.world, &cluster.store, &cluster.links);
+    let router = Router::with_wakes(
+        config(),
+        Arc::clone(world),
+        Arc::clone(store) as _,
+        Arc::clone(links) as _,
+        Arc::new(Away),
+        Arc::clone(&cluster.metrics),
+        Arc::clone(&cluster.wakes) as _,
+    );
+    router.handle(Request::Submit(submit_of("ana", few, None, &[1]))).await;
+    cluster.settle().await;
+    let hint = *cluster.wakes.latest().last().unwrap();
+    assert_eq!((hint.mailbox, hint.due), (few, hint.at));
+}
+
+/// Presence that does not answer, and says so.
+struct Away;
+
+#[async_trait]
+impl Presence for Away {
+    async fn lease(&self, leases: &[Lease]) -> Vec<bool> {
+        vec![true; leases.len()]
+    }
+
+    async fn release(&self, _: &Lease) {}
+
+    async fn devices(&self, _: MailboxId) -> Option<Vec<DeviceLease>> {
+        None
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -265,7 +265,8 @@ impl Session {
                 | ServerFrame::Ephemeral { .. }
                 | ServerFrame::GoAway(_)
                 | ServerFrame::Error(_)
-                | ServerFrame::Pong { .. }) => panic!("unexpected: {other:?}"),
+                | ServerFrame::Pong { .. }
+                | ServerFrame::Reply { .. }) => panic!("unexpected: {other:?}"),
             }
         }
         self.send(&ClientFrame::Ack { upto: delivered.unwrap() }).await;

@@ -49,6 +49,9 @@ enum Command {
     /// Add or erase users, bar devices
     #[command(subcommand)]
     User(UserCommand),
+    /// Register a device to be woken, try its wake out, show wakes that will never pass
+    #[command(subcommand)]
+    Push(crate::push::PushCommand),
     /// Tell where an envelope is, by the id that its sender got
     Trace(crate::trace::TraceArgs),
     /// Make the development certificate and keys of a data directory, as `serve` does before it serves
@@ -179,6 +182,7 @@ impl Cli {
             }
             Command::Status(args) => runtime()?.block_on(status(args)),
             Command::User(command) => runtime()?.block_on(user(command)),
+            Command::Push(command) => runtime()?.block_on(crate::push::run(command)),
             Command::Trace(args) => runtime()?.block_on(crate::trace::trace(args)),
             Command::Keys(args) => {
                 DataDir::new(&args.data).prepare(&SystemWorld::new())?;

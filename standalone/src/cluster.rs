@@ -9,6 +9,7 @@ use chappe_protocol::world::World;
 use chappe_router::links::Links;
 use chappe_router::presence::Presence;
 use chappe_router::trace::Traces;
+use chappe_router::wakes::{LocalWakes, Wakes};
 use chappe_router::{Directory, LocalLinks, Router, RouterConfig, RouterMetrics};
 use chappe_storage::Store;
 use futures_util::Stream;
@@ -68,16 +69,22 @@ impl Cluster {
         Ok(Self { world, store, local, links, presence, router_metrics, gateway_metrics, traces })
     }
 
-    /// Adds a router under a name that decides its affinity.
-    pub fn add_router(&self, name: u64, mut config: RouterConfig) -> Router {
+    /// Adds a router under a name that decides its affinity; its hints reach nobody.
+    pub fn add_router(&self, name: u64, config: RouterConfig) -> Router {
+        self.add_router_with(name, config, Arc::new(LocalWakes::default()))
+    }
+
+    /// Adds a router that tells `wakes` whom to wake.
+    pub fn add_router_with(&self, name: u64, mut config: RouterConfig, wakes: Arc<dyn Wakes>) -> Router {
         config.traces = self.traces();
-        let router = Router::new(
+        let router = Router::with_wakes(
             config,
             Arc::clone(&self.world),
             Arc::clone(&self.store),
             Arc::clone(&self.links),
             Arc::clone(&self.presence),
             Arc::clone(&self.router_metrics),
+            wakes,
         );
         self.local.add_router(name, router.clone());
         router
@@ -91,6 +98,11 @@ impl Cluster {
     /// What gateways and routers remember of envelopes.
     pub fn traces(&self) -> Arc<Traces> {
         Arc::clone(&self.traces)
+    }
+
+    /// Who is attached.
+    pub fn presence(&self) -> Arc<dyn Presence> {
+        Arc::clone(&self.presence)
     }
 
     /// The store.

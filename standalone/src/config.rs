@@ -3,7 +3,9 @@
 use chappe_gateway::settings::{Door, DrainSettings, LimitsConfig, QuicConfig, TlsConfig, TokenConfig};
 use chappe_node::config::{ConfigError, between};
 use chappe_node::telemetry::LogConfig;
-use chappe_router::settings::QuotaConfig;
+use chappe_pusher::config::ProvidersConfig;
+use chappe_pusher::settings::WakeLimits;
+use chappe_router::settings::{PushKeySettings, QuotaConfig};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -26,6 +28,8 @@ pub struct ServeConfig {
     pub quic: QuicConfig,
     /// How tokens are checked.
     pub token: TokenConfig,
+    /// Seals what devices say about being woken; without a key the data directory's own does.
+    pub push: PushKeySettings,
     /// What a client may do.
     pub limits: LimitsConfig,
     /// What a mailbox may hold.
@@ -34,6 +38,10 @@ pub struct ServeConfig {
     pub store: StoreSettings,
     /// How the process ends.
     pub drain: DrainSettings,
+    /// Which apps are woken through whom; by default the log tells of all wakes.
+    pub providers: ProvidersConfig,
+    /// How often devices are woken, and how many at once.
+    pub wakes: WakeLimits,
     /// Logs.
     pub log: LogConfig,
 }
@@ -56,10 +64,13 @@ impl Default for ServeConfig {
             tls: TlsConfig::default(),
             quic: QuicConfig::default(),
             token: TokenConfig::default(),
+            push: PushKeySettings::default(),
             limits: LimitsConfig::default(),
             quota: QuotaConfig::default(),
             store: StoreSettings::default(),
             drain: DrainSettings::default(),
+            providers: ProvidersConfig { log: vec!["*".into()], ..ProvidersConfig::default() },
+            wakes: WakeLimits::default(),
             log: LogConfig::default(),
         }
     }
@@ -85,10 +96,12 @@ impl ServeConfig {
         let Self { listen, admin, ref tls, ref token, .. } = *self;
         Door { listen, admin, tls, token }.check(true)?;
         self.quic.check()?;
+        self.push.check()?;
         self.limits.check()?;
         self.quota.check()?;
         between("store.cache_mib", self.store.cache_mib, 1, 1 << 20)?;
-        self.drain.check()
+        self.drain.check()?;
+        self.wakes.check("wakes")
     }
 }
 

@@ -2,6 +2,7 @@
 //! **Invariant:** private files are readable by their owner only, and are written whole or not at all.
 
 use anyhow::{Context, Result};
+use base64::Engine as _;
 use chappe_protocol::world::World;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -49,6 +50,11 @@ impl DataDir {
         self.root.join("resume.key")
     }
 
+    /// Seals what devices say about being woken.
+    pub fn push_key(&self) -> PathBuf {
+        self.root.join("push.key")
+    }
+
     /// Opens the operators' calls of the admin port.
     pub fn admin_token(&self) -> PathBuf {
         self.root.join("admin.token")
@@ -59,7 +65,7 @@ impl DataDir {
         self.root.join("clients").join(file_name(user)).join(device)
     }
 
-    /// Makes what is missing: directory, certificate, token key, resume key, admin token.
+    /// Makes what is missing: directory, certificate, token key, resume key, push key, admin token.
     pub fn prepare(&self, world: &dyn World) -> Result<()> {
         for folder in [self.root.clone(), self.root.join("development")] {
             std::fs::create_dir_all(&folder)
@@ -82,6 +88,12 @@ impl DataDir {
             let mut key = [0; 32];
             world.fill_random(&mut key);
             write_private(&self.resume_key(), &key)?;
+        }
+        if !self.push_key().exists() {
+            let mut key = [0; 32];
+            world.fill_random(&mut key);
+            let text = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(key);
+            write_private(&self.push_key(), text.as_bytes())?;
         }
         if !self.admin_token().exists() {
             write_private(&self.admin_token(), chappe_router::operations::fresh_token(world).as_bytes())?;
@@ -129,6 +141,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use chappe_router::settings::PushKeySettings;
 
     #[test]
     fn what_is_made_is_private_and_stays() {
@@ -137,13 +150,16 @@ mod tests {
         let world = chappe_protocol::testing::TestWorld::new(1);
         data.prepare(&world).unwrap();
         let first = std::fs::read(data.token_private()).unwrap();
-        for path in [data.token_private(), data.certificate_key(), data.resume_key(), data.admin_token()] {
+        let keys = [data.token_private(), data.certificate_key(), data.resume_key(), data.push_key()];
+        for path in keys.into_iter().chain([data.admin_token()]) {
             let mode = std::fs::metadata(&path).unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0, "{} is readable by others", path.display());
         }
         data.prepare(&world).unwrap();
         assert_eq!(std::fs::read(data.token_private()).unwrap(), first);
         data.read_resume_key().unwrap();
+        let push = PushKeySettings::default().open_or(Some(&data.push_key())).unwrap();
+        assert!(push.is_some(), "a key that a gateway takes");
     }
 
     #[test]

@@ -8,6 +8,8 @@ pub mod config;
 pub mod connect;
 pub mod development;
 pub mod pipe;
+pub mod push;
+pub mod pushing;
 pub mod schema;
 pub mod serve;
 pub mod status;

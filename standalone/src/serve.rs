@@ -3,12 +3,13 @@
 use crate::cluster::{Cluster, Doors};
 use crate::config::ServeConfig;
 use crate::development::DataDir;
-use anyhow::Result;
+use crate::pushing::{self, Pushing};
+use anyhow::{Context, Result};
 use chappe_gateway::listen::accepted;
 use chappe_gateway::quic::QuicDoor;
 use chappe_gateway::settings::gateway_config;
 use chappe_gateway::{TlsSource, TokenVerifier};
-use chappe_node::admin::Admin;
+use chappe_node::admin::{Admin, AdminHandler};
 use chappe_node::clock::SystemWorld;
 use chappe_node::config::read_secret;
 use chappe_node::listen::bind;
@@ -21,6 +22,7 @@ use chappe_router::operations::Operations;
 use chappe_router::{RouterConfig, janitor, operations};
 use chappe_storage::Store;
 use chappe_storage::embedded::{EmbeddedConfig, EmbeddedRows};
+use chappe_storage::sealed::PushKeys;
 use chappe_storage::slotlog::SlotLog;
 use futures_util::{FutureExt, StreamExt};
 use prometheus::Registry;
@@ -48,6 +50,8 @@ pub struct Server {
     tls: Option<Arc<ReloadingTls>>,
     quic: Option<QuicDoor>,
     resume_key: [u8; 32],
+    push_keys: Arc<PushKeys>,
+    pushing: Pushing,
 }
 
 impl Server {
@@ -60,11 +64,21 @@ impl Server {
         let tls = config.tls.open(Some((&certificate, &key)))?;
         let verifier = Arc::new(config.token.open(Some(&data.token_public()))?);
         let resume_key = data.read_resume_key()?;
+        let push_keys = config.push.open_or(Some(&data.push_key()))?;
+        let push_keys = Arc::new(push_keys.context("there is no push key")?);
         let token = read_secret(&data.admin_token(), "data")?;
         let store = open_store(&config, &data, &world)?;
         let registry = Registry::new();
         let cluster = Cluster::new(Arc::clone(&world), Arc::clone(&store), &registry, |local| local)?;
-        let router = cluster.add_router(0, router_config(&config));
+        let shared = pushing::Shared {
+            world: &world,
+            store: &store,
+            presence: cluster.presence(),
+            keys: Arc::clone(&push_keys),
+            registry: &registry,
+        };
+        let (pushing, wakes) = Pushing::open(&config, shared)?;
+        let router = cluster.add_router_with(0, router_config(&config), wakes);
         let links: Arc<dyn Links> = cluster.local().clone();
         let traces = cluster.traces();
         let operations = Operations { store, links, traces, token };
@@ -85,6 +99,8 @@ impl Server {
             tls,
             quic,
             resume_key,
+            push_keys,
+            pushing,
         })
     }
 
@@ -105,7 +121,7 @@ impl Server {
         let verifier = Arc::clone(&self.verifier);
         let has_keys = verifier.has_keys().now_or_never().is_some();
         let (ready, ready_watch) = tokio::sync::watch::channel(has_keys);
-        let handler = operations::handler(Arc::new(self.operations.into()));
+        let handler = admin_handler(self.pushing.operations(&self.operations.token), self.operations);
         let admin = Admin { registry: self.registry.clone(), ready: ready_watch, handler: Some(handler) };
         background.spawn(chappe_node::admin::serve(self.admin, admin, ended.clone(), background.clone()));
         background.spawn(janitor::run(
@@ -119,17 +135,19 @@ impl Server {
         }
         let (keys, reload, stop) = (Arc::clone(&verifier), signals.reload.clone(), ended.clone());
         background.spawn(async move { stop.run_until_cancelled(keys.renew_on(reload)).await });
-        let config = gateway_config(
+        let mut config = gateway_config(
             GatewayId::random(self.world.as_ref()),
             self.resume_key,
             &self.config.limits,
             &self.config.drain,
             &self.config.origins,
         );
+        config.push_keys = Some(self.push_keys);
         let tls = self.tls.map(|tls| tls as Arc<dyn TlsSource>);
         let budget = config.drain.budget.to_std() + CLOSING;
         let (cluster, stop) = (self.cluster.clone(), signals.stop.clone());
         let (clients, checking) = (self.clients, self.verifier);
+        tasks.spawn(self.pushing.run(signals.reload.clone(), signals.stop.clone()));
         tasks.spawn(async move {
             let doors = Doors { tls, quic: self.quic };
             cluster.run_gateway(config, checking, doors, accepted(clients).boxed(), stop).await;
@@ -148,6 +166,16 @@ impl Server {
         background.wait().await;
         Ok(in_time)
     }
+}
+
+/// The pusher's calls, and the others.
+fn admin_handler(pushing: chappe_pusher::operations::Operations, others: Operations) -> AdminHandler {
+    let pushing = chappe_pusher::operations::handler(Arc::new(pushing.into()));
+    let others = operations::handler(Arc::new(others.into()));
+    Arc::new(move |call| {
+        let own = call.path.starts_with(chappe_pusher::operations::PREFIX);
+        if own { pushing(call) } else { others(call) }
+    })
 }
 
 fn open_store(config: &ServeConfig, data: &DataDir, world: &Arc<dyn World>) -> Result<Arc<dyn Store>> {

@@ -1,6 +1,7 @@
 //! The machine-checkable part of the house rules. **Invariant:** a rule that no machine checks is fiction.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step of a test is a failed test")]
 
+use chappe_pusher::provider::{Answer, ProviderKind, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -113,12 +114,12 @@ fn the_arrows_between_crates_are_those_of_the_house() {
         ("storage", &["protocol"]),
         ("router", &["protocol", "storage", "node"]),
         ("gateway", &["protocol", "storage", "router", "node"]),
-        ("pusher", &["protocol", "storage", "node"]),
+        ("pusher", &["protocol", "storage", "router", "node"]),
         ("fakes", &[]),
         ("client", &["protocol"]),
         ("node", &["protocol"]),
         ("loadtest", &["protocol", "client", "node"]),
-        ("standalone", &["protocol", "storage", "router", "gateway", "client", "node"]),
+        ("standalone", &["protocol", "storage", "router", "gateway", "pusher", "client", "node"]),
     ]);
     let mut seen = 0;
     for (path, text) in files(&["Cargo.toml"]) {
@@ -190,7 +191,7 @@ fn every_frame_is_documented() {
     let frames = schema.split("oneof frame {").skip(1).filter_map(|rest| rest.split('}').next());
     let messages: Vec<&str> =
         frames.flat_map(str::lines).filter_map(|line| line.split_whitespace().next()).collect();
-    assert_eq!(messages.len(), 14);
+    assert_eq!(messages.len(), 16);
     let missing: Vec<String> =
         messages.iter().filter(|name| !prose.contains(**name)).map(ToString::to_string).collect();
     complain("PROTOCOL.md does not name these messages", &missing);
@@ -202,6 +203,9 @@ fn registered() -> BTreeSet<String> {
     chappe_router::RouterMetrics::new(&registry).unwrap();
     chappe_router::nats::BusMetrics::new(&registry).unwrap();
     chappe_router::nats::WakeMetrics::new(&registry).unwrap();
+    chappe_router::nats::WakeJobMetrics::new(&registry).unwrap();
+    let logged = Answer { verdict: Verdict::Done, reason: "logged" };
+    chappe_pusher::metrics::PusherMetrics::new(&registry).unwrap().answered(ProviderKind::Log, &logged);
     chappe_gateway::GatewayMetrics::new(&registry).unwrap();
     chappe_router::PresenceMetrics::new(&registry).unwrap().calls.with_label_values(&["lease", "ok"]).inc();
     chappe_router::store_metrics::StoreMetrics::new(&registry).unwrap().observe(

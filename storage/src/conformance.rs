@@ -16,6 +16,7 @@ mod idempotence;
 mod log;
 mod retention;
 mod rows;
+mod wakes;
 
 pub use bench::{Backend, Bench, Patient, again};
 pub use devices::*;
@@ -23,6 +24,7 @@ pub use idempotence::*;
 pub use log::*;
 pub use retention::*;
 pub use rows::*;
+pub use wakes::*;
 
 /// Runs every law on a backend, each as a test of its own, on paused time; with `seeds`, in as many worlds; `real`: on the
 /// machine's time, for backends that are servers.
@@ -63,6 +65,13 @@ macro_rules! conformance {
             // rows
             a_register_is_compared, a_batch_is_all_or_nothing, sessions_are_a_max_register, registers_survive_a_restart,
             a_slot_that_is_there_is_not_lost,
+            // wakes
+            push_targets_live_with_their_device, a_registration_survives_a_dead_token, the_revoked_have_no_push_targets,
+            a_revocation_beside_a_registration_leaves_none, an_erase_leaves_no_push_targets_and_no_wakes,
+            wakes_only_rise, wakes_are_for_slots_that_are_there, a_shards_notes_are_paged_without_gap,
+            all_shards_together_are_what_is_pending, a_scan_reads_no_future_and_no_past,
+            a_note_for_later_is_found_in_its_minute, a_note_is_for_now_to_tomorrow, notes_for_later_do_not_hold_a_scan,
+            a_watermark_only_rises, a_watermark_hides_no_notes_to_come,
         }
     };
     (@ $backend:ty, $seeds:expr, $runtime:tt; $($law:ident),+ $(,)?) => {

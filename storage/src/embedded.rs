@@ -12,6 +12,7 @@ mod keys;
 mod operations;
 mod table;
 mod values;
+mod wakes;
 
 use crate::error::{Result, StoreError};
 use chappe_protocol::time::Time;

@@ -3,7 +3,7 @@
 
 use crate::error::{Result, StoreError};
 use crate::rows::{Applied, Batch, Floor, Head, Partition, Rows, SlotRow};
-use crate::{Device, Entry, User};
+use crate::{Device, Entry, PendingFrom, PendingPage, User, Woken};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chappe_protocol::id::{
@@ -273,6 +273,32 @@ impl<R: Rows> Rows for Faulty<R> {
         self.call(self.rows.revoke(mailbox, device)).await
     }
 
+    async fn push(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Bytes>> {
+        self.call(self.rows.push(mailbox, device)).await
+    }
+
+    async fn set_push(&self, mailbox: MailboxId, device: &DeviceId, push: Bytes) -> Result<bool> {
+        self.call(self.rows.set_push(mailbox, device, push)).await
+    }
+
+    async fn replace_push(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        old: &Bytes,
+        new: Option<Bytes>,
+    ) -> Result<bool> {
+        self.call(self.rows.replace_push(mailbox, device, old, new)).await
+    }
+
+    async fn woken(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Woken>> {
+        self.call(self.rows.woken(mailbox, device)).await
+    }
+
+    async fn raise_woken(&self, mailbox: MailboxId, device: &DeviceId, woken: Woken) -> Result<()> {
+        self.call(self.rows.raise_woken(mailbox, device, woken)).await
+    }
+
     async fn delete_devices(&self, mailbox: MailboxId) -> Result<()> {
         self.call(self.rows.delete_devices(mailbox)).await
     }
@@ -305,8 +331,24 @@ impl<R: Rows> Rows for Faulty<R> {
         self.call(self.rows.add_pending(mailbox)).await
     }
 
+    async fn add_pending_at(&self, mailbox: MailboxId, at: UnixMillis) -> Result<()> {
+        self.call(self.rows.add_pending_at(mailbox, at)).await
+    }
+
     async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {
         self.call(self.rows.pending_since(since)).await
+    }
+
+    async fn pending_page(&self, shard: u8, from: PendingFrom, rows_max: usize) -> Result<PendingPage> {
+        self.call(self.rows.pending_page(shard, from, rows_max)).await
+    }
+
+    async fn swept(&self, shard: u8) -> Result<Option<UnixMillis>> {
+        self.call(self.rows.swept(shard)).await
+    }
+
+    async fn raise_swept(&self, shard: u8, upto: UnixMillis) -> Result<()> {
+        self.call(self.rows.raise_swept(shard, upto)).await
     }
 
     fn now(&self) -> UnixMillis {

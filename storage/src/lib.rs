@@ -17,7 +17,9 @@ pub mod planted;
 pub mod quorum;
 pub mod rows;
 pub mod scylla;
+pub mod sealed;
 pub mod slotlog;
+mod wakes;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -27,6 +29,7 @@ use chappe_protocol::id::{
 };
 use chappe_protocol::time::UnixMillis;
 pub use error::{Result, StoreError};
+pub use wakes::{PENDING_PAGE_MAX, PUSH_BYTES_MAX, PendingFrom, PendingPage, Woken};
 
 /// A user as the store knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,7 +196,7 @@ pub trait Store: Send + Sync + 'static {
         cursor: Option<Seq>,
     ) -> Result<Option<Attached>>;
 
-    /// Bars a device for ever.
+    /// Bars a device for ever, and removes its push targets.
     async fn revoke(&self, mailbox: MailboxId, device: &DeviceId) -> Result<()>;
 
     /// Appends entries in their order, densely, once each. `base`: a head bucket learned before the first transmission
@@ -240,8 +243,59 @@ pub trait Store: Send + Sync + 'static {
     /// Notes that a mailbox is about to grow, or that its sessions changed (kept 24 h). Cheap when repeated within 10 s.
     async fn add_pending(&self, mailbox: MailboxId) -> Result<()>;
 
-    /// The mailboxes noted since `since`, and the store's clock at the start of this read.
+    /// Notes a mailbox in the minute of `at`: a scan finds it when that minute has come (up to one minute before, as all notes)
+    /// and for 24 h behind it. An `at` in the past is the present; one beyond 24 h ahead is 24 h ahead. For a wake that is to be
+    /// repeated or waits. Each call is a write.
+    async fn add_pending_at(&self, mailbox: MailboxId, at: UnixMillis) -> Result<()>;
+
+    /// The mailboxes noted since `since`, but for those of minutes to come, and the store's clock at the start of this read.
     async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)>;
+
+    /// A device's push targets as they were set: opaque here, sealed by [`sealed::PushKeys`]. `None`: it has none, is
+    /// revoked or does not exist.
+    async fn push_targets(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Bytes>>;
+
+    /// Sets all of a device's push targets, for as long as it is neither revoked nor erased. `false`: it is, or there is no
+    /// such device. More than [`PUSH_BYTES_MAX`] bytes are [`StoreError::Invalid`].
+    async fn set_push_targets(&self, mailbox: MailboxId, device: &DeviceId, sealed: Bytes) -> Result<bool>;
+
+    /// Replaces (`None`: removes) a device's push targets if they still are `old`: for whoever learned that a token is dead, so
+    /// that a registration that came meanwhile stays. `false`: they are others by now, perhaps by an earlier try of this call.
+    /// More than [`PUSH_BYTES_MAX`] bytes are [`StoreError::Invalid`].
+    async fn replace_push_targets(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        old: &Bytes,
+        new: Option<Bytes>,
+    ) -> Result<bool>;
+
+    /// How far a device was woken; `None`: never.
+    async fn woken(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Woken>>;
+
+    /// Raises how far a device was woken (a max-register); what is not greater changes nothing. Beyond the head, or beyond the
+    /// bounds of [`Woken`], it is [`StoreError::Invalid`].
+    async fn raise_woken(&self, mailbox: MailboxId, device: &DeviceId, woken: Woken) -> Result<()>;
+
+    /// Into how many shards the notes of [`Store::add_pending`] fall, so that several can share a scan of them.
+    fn pending_shards(&self) -> u16 {
+        u16::from(MailboxId::SHARDS)
+    }
+
+    /// A part of one shard's notes, at most `rows_max` mailboxes (1 to [`PENDING_PAGE_MAX`], else the nearer of these). What is
+    /// noted while a scan goes on may be missed: the next scan begins two minutes before the first page's `as_of`.
+    /// A shard that does not exist is [`StoreError::Invalid`].
+    async fn pending_in_shard(&self, shard: u16, from: PendingFrom, rows_max: usize) -> Result<PendingPage>;
+
+    /// How far a shard's notes were dealt with, as [`Store::raise_swept`] said. `None`: never, or more than 24 h ago, or it is
+    /// more than a minute ahead of the store's clock, which was set back then: scan all that is kept.
+    /// A shard that does not exist is [`StoreError::Invalid`].
+    async fn swept(&self, shard: u16) -> Result<Option<UnixMillis>>;
+
+    /// Raises how far a shard's notes were dealt with (a max-register); what is not greater, or more than 24 h ago, changes
+    /// nothing. More than a minute ahead of the store's clock it is [`StoreError::Invalid`]: it would hide notes to come.
+    /// A shard that does not exist is [`StoreError::Invalid`].
+    async fn raise_swept(&self, shard: u16, upto: UnixMillis) -> Result<()>;
 
     /// Names a mailbox and this store's incarnation, for clients' cursors.
     fn cursor_tag(&self, mailbox: MailboxId) -> CursorTag;

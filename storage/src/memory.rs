@@ -3,11 +3,13 @@
 //!
 //! What has passed its time is invisible at once and removed by later writes, a few rows each.
 
+mod wakes;
+
 use crate::error::{Result, StoreError};
 #[cfg(feature = "testing")]
 use crate::planted::Planted;
 use crate::rows::{Applied, Batch, Floor, Head, Partition, Rows, SlotRow};
-use crate::{Device, Entry, EntryPayload, User};
+use crate::{Device, Entry, EntryPayload, PendingFrom, PendingPage, User, Woken};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chappe_protocol::id::{
@@ -21,8 +23,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How long an id is remembered.
 pub(crate) const ID_MS: Millis = Millis::from_secs(2 * 24 * 3600);
-/// How long a pending row is kept.
-pub(crate) const PENDING_MS: u64 = 24 * 3_600_000;
 /// Rows past their time that one write removes.
 const REMOVED_PER_WRITE_MAX: usize = 8;
 
@@ -59,9 +59,12 @@ struct Tables {
     floors: BTreeMap<MailboxId, Floor>,
     cursors: BTreeMap<(MailboxId, DeviceId), Seq>,
     devices: BTreeMap<MailboxId, DeviceTable>,
+    pushes: BTreeMap<(MailboxId, DeviceId), Bytes>,
+    wokens: BTreeMap<(MailboxId, DeviceId), Woken>,
     users: BTreeMap<UserId, User>,
     payloads: BTreeMap<PayloadId, (Bytes, UnixMillis)>,
     pending: BTreeSet<(u64, MailboxId)>,
+    swept: BTreeMap<u8, UnixMillis>,
     due: BTreeSet<(UnixMillis, Due)>,
 }
 
@@ -374,13 +377,42 @@ impl Rows for MemoryRows {
         let Some((row, _)) = table.rows.get_mut(device) else { return Ok(()) };
         table.version += u64::from(!row.revoked);
         row.revoked = true;
+        tables.pushes.remove(&(mailbox, device.clone()));
         Ok(())
+    }
+
+    async fn push(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Bytes>> {
+        Ok(self.push_of(mailbox, device))
+    }
+
+    async fn set_push(&self, mailbox: MailboxId, device: &DeviceId, push: Bytes) -> Result<bool> {
+        Ok(self.put_push(mailbox, device, push))
+    }
+
+    async fn replace_push(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        old: &Bytes,
+        new: Option<Bytes>,
+    ) -> Result<bool> {
+        Ok(self.swap_push(mailbox, device, old, new))
+    }
+
+    async fn woken(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Woken>> {
+        Ok(self.woken_of(mailbox, device))
+    }
+
+    async fn raise_woken(&self, mailbox: MailboxId, device: &DeviceId, woken: Woken) -> Result<()> {
+        self.put_woken(mailbox, device, woken)
     }
 
     async fn delete_devices(&self, mailbox: MailboxId) -> Result<()> {
         let (mut tables, _) = self.tables_mut();
         tables.devices.remove(&mailbox);
         tables.cursors.retain(|(of, _), _| *of != mailbox);
+        tables.pushes.retain(|(of, _), _| *of != mailbox);
+        tables.wokens.retain(|(of, _), _| *of != mailbox);
         Ok(())
     }
 
@@ -427,22 +459,30 @@ impl Rows for MemoryRows {
     }
 
     async fn add_pending(&self, mailbox: MailboxId) -> Result<()> {
-        let (mut tables, now) = self.tables_mut();
-        let minute = now.0 / 60_000;
-        if tables.pending.insert((minute, mailbox)) {
-            let until = UnixMillis(minute * 60_000 + PENDING_MS);
-            tables.due.insert((until, Due::Pending(minute, mailbox)));
-        }
+        self.note(mailbox, UnixMillis(0));
+        Ok(())
+    }
+
+    async fn add_pending_at(&self, mailbox: MailboxId, at: UnixMillis) -> Result<()> {
+        self.note(mailbox, at);
         Ok(())
     }
 
     async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {
-        let now = self.world.wall();
-        let from = since.0.max(now.0.saturating_sub(PENDING_MS)) / 60_000;
-        let tables = self.tables();
-        let noted: BTreeSet<_> =
-            tables.pending.range((from, MailboxId::default())..).map(|(_, mailbox)| *mailbox).collect();
-        Ok((noted.into_iter().collect(), now))
+        Ok(self.noted_since(since))
+    }
+
+    async fn pending_page(&self, shard: u8, from: PendingFrom, rows_max: usize) -> Result<PendingPage> {
+        Ok(self.noted(shard, from, rows_max))
+    }
+
+    async fn swept(&self, shard: u8) -> Result<Option<UnixMillis>> {
+        Ok(self.tables().swept.get(&shard).copied())
+    }
+
+    async fn raise_swept(&self, shard: u8, upto: UnixMillis) -> Result<()> {
+        self.put_swept(shard, upto);
+        Ok(())
     }
 
     fn now(&self) -> UnixMillis {

@@ -17,6 +17,7 @@ mod network;
 mod operations;
 mod paxos;
 mod replica;
+mod wakes;
 mod writes;
 
 use crate::planted::Planted;

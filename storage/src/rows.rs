@@ -2,7 +2,7 @@
 //! **Invariant:** whatever answered `Ok` is durable; [`Rows::compare_and_append`] writes all of a batch or nothing.
 
 use crate::error::Result;
-use crate::{Device, Entry, EntryPayload};
+use crate::{Device, Entry, EntryPayload, PendingFrom, PendingPage, Woken};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, Sender, Urgency};
@@ -164,10 +164,32 @@ pub trait Rows: Send + Sync + 'static {
         connection: ConnectionId,
     ) -> Result<()>;
 
-    /// Marks a device as revoked.
+    /// Marks a device as revoked and removes its push targets, in one step.
     async fn revoke(&self, mailbox: MailboxId, device: &DeviceId) -> Result<()>;
 
-    /// Deletes devices and cursors of an erased mailbox.
+    /// A device's sealed push targets; `None`: it has none, is revoked or does not exist.
+    async fn push(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Bytes>>;
+
+    /// Sets a device's sealed push targets by compare-and-set on its row; `false`: there is no such device, or it is revoked.
+    async fn set_push(&self, mailbox: MailboxId, device: &DeviceId, push: Bytes) -> Result<bool>;
+
+    /// Replaces or removes a device's sealed push targets by compare-and-set, if they are `old`; `false`: they are not. A
+    /// repetition after `Unknown` may find that it was done, and says `false`.
+    async fn replace_push(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        old: &Bytes,
+        new: Option<Bytes>,
+    ) -> Result<bool>;
+
+    /// How far a device was woken; `None`: never.
+    async fn woken(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Woken>>;
+
+    /// Raises how far a device was woken (a max-register); `Invalid` beyond the bounds of [`Woken`].
+    async fn raise_woken(&self, mailbox: MailboxId, device: &DeviceId, woken: Woken) -> Result<()>;
+
+    /// Deletes devices, with all they have, and cursors and wakes of an erased mailbox.
     async fn delete_devices(&self, mailbox: MailboxId) -> Result<()>;
 
     /// Looks a user up, at SERIAL if `serial`; else one whose creation stopped half-way may be seen now and missed then.
@@ -191,8 +213,22 @@ pub trait Rows: Send + Sync + 'static {
     /// Notes a mailbox under the present minute of the store's clock.
     async fn add_pending(&self, mailbox: MailboxId) -> Result<()>;
 
-    /// The mailboxes noted in the minute of `since` or later, and the store's clock.
+    /// Notes a mailbox under the minute of `at`, which the store's clock bounds: not before now, at most 24 h ahead. Kept until
+    /// 24 h behind that minute.
+    async fn add_pending_at(&self, mailbox: MailboxId, at: UnixMillis) -> Result<()>;
+
+    /// The mailboxes noted in the minute of `since` or later, up to the minute behind the present one, and the store's clock.
     async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)>;
+
+    /// The notes of one shard ([`MailboxId::shard`]) behind a place, `rows_max` of them (1 to
+    /// [`PENDING_PAGE_MAX`](crate::PENDING_PAGE_MAX), else the nearer of these) or fewer.
+    async fn pending_page(&self, shard: u8, from: PendingFrom, rows_max: usize) -> Result<PendingPage>;
+
+    /// A shard's watermark; `None`: never written, or more than 24 h ago.
+    async fn swept(&self, shard: u8) -> Result<Option<UnixMillis>>;
+
+    /// Raises a shard's watermark (a max-register).
+    async fn raise_swept(&self, shard: u8, upto: UnixMillis) -> Result<()>;
 
     /// The store's clock.
     fn now(&self) -> UnixMillis;

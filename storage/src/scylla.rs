@@ -18,10 +18,11 @@ pub mod schema;
 mod statements;
 mod stats;
 mod values;
+mod wakes;
 
 use crate::error::Result;
 use crate::rows::{Applied, Batch, Floor, Head, Partition, Rows, SlotRow};
-use crate::{Device, User};
+use crate::{Device, PendingFrom, PendingPage, User, Woken};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chappe_protocol::id::{
@@ -209,6 +210,32 @@ impl Rows for ScyllaRows {
         self.database.revoke(mailbox, device).await
     }
 
+    async fn push(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Bytes>> {
+        self.database.push(mailbox, device).await
+    }
+
+    async fn set_push(&self, mailbox: MailboxId, device: &DeviceId, push: Bytes) -> Result<bool> {
+        self.database.set_push(mailbox, device, &push).await
+    }
+
+    async fn replace_push(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        old: &Bytes,
+        new: Option<Bytes>,
+    ) -> Result<bool> {
+        self.database.replace_push(mailbox, device, old, new.as_ref()).await
+    }
+
+    async fn woken(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Woken>> {
+        self.database.woken(mailbox, device).await
+    }
+
+    async fn raise_woken(&self, mailbox: MailboxId, device: &DeviceId, woken: Woken) -> Result<()> {
+        self.database.raise_woken(mailbox, device, woken).await
+    }
+
     async fn delete_devices(&self, mailbox: MailboxId) -> Result<()> {
         self.database.delete_devices(mailbox).await
     }
@@ -241,8 +268,24 @@ impl Rows for ScyllaRows {
         self.database.add_pending(mailbox).await
     }
 
+    async fn add_pending_at(&self, mailbox: MailboxId, at: UnixMillis) -> Result<()> {
+        self.database.add_pending_at(mailbox, at).await
+    }
+
     async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {
         self.database.pending_since(since).await
+    }
+
+    async fn pending_page(&self, shard: u8, from: PendingFrom, rows_max: usize) -> Result<PendingPage> {
+        self.database.pending_page(shard, from, rows_max).await
+    }
+
+    async fn swept(&self, shard: u8) -> Result<Option<UnixMillis>> {
+        self.database.swept(shard).await
+    }
+
+    async fn raise_swept(&self, shard: u8, upto: UnixMillis) -> Result<()> {
+        self.database.raise_swept(shard, upto).await
     }
 
     fn now(&self) -> UnixMillis {

@@ -11,12 +11,15 @@ mod head;
 mod read;
 mod retire;
 mod stats;
+mod wakes;
 
 use crate::error::Result;
 #[cfg(feature = "testing")]
 use crate::planted::Planted;
 use crate::rows::{Partition, Rows};
-use crate::{AppendReply, Attach, Attached, DeviceSet, Entry, Store, Trimmed, User};
+use crate::{
+    AppendReply, Attach, Attached, DeviceSet, Entry, PendingFrom, PendingPage, Store, Trimmed, User, Woken,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use cache::Cache;
@@ -205,8 +208,53 @@ impl<R: Rows> Store for SlotLog<R> {
         Ok(())
     }
 
+    async fn add_pending_at(&self, mailbox: MailboxId, at: UnixMillis) -> Result<()> {
+        self.rows.add_pending_at(mailbox, at).await
+    }
+
     async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {
         self.rows.pending_since(since).await
+    }
+
+    async fn push_targets(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Bytes>> {
+        self.rows.push(mailbox, device).await
+    }
+
+    async fn set_push_targets(&self, mailbox: MailboxId, device: &DeviceId, sealed: Bytes) -> Result<bool> {
+        wakes::check_push(Some(&sealed))?;
+        self.rows.set_push(mailbox, device, sealed).await
+    }
+
+    async fn replace_push_targets(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        old: &Bytes,
+        new: Option<Bytes>,
+    ) -> Result<bool> {
+        wakes::check_push(new.as_ref())?;
+        self.rows.replace_push(mailbox, device, old, new).await
+    }
+
+    async fn woken(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Woken>> {
+        self.rows.woken(mailbox, device).await
+    }
+
+    async fn raise_woken(&self, mailbox: MailboxId, device: &DeviceId, woken: Woken) -> Result<()> {
+        let done = self.raise_woken_seen(mailbox, device, woken).await;
+        self.unless_erased(mailbox, done).await
+    }
+
+    async fn pending_in_shard(&self, shard: u16, from: PendingFrom, rows_max: usize) -> Result<PendingPage> {
+        self.rows.pending_page(wakes::known(shard)?, from, rows_max).await
+    }
+
+    async fn swept(&self, shard: u16) -> Result<Option<UnixMillis>> {
+        self.swept_lately(shard).await
+    }
+
+    async fn raise_swept(&self, shard: u16, upto: UnixMillis) -> Result<()> {
+        self.raise_swept_seen(shard, upto).await
     }
 
     fn cursor_tag(&self, mailbox: MailboxId) -> CursorTag {

@@ -4,7 +4,9 @@
 
 mod support;
 
+use chappe_protocol::id::{DeviceId, Seq};
 use chappe_protocol::time::UnixMillis;
+use chappe_storage::Woken;
 use chappe_storage::embedded::{EmbeddedConfig, EmbeddedRows};
 use chappe_storage::rows::Rows;
 use rand::rngs::SmallRng;
@@ -107,6 +109,36 @@ async fn what_is_shown_after_a_kill_outlives_a_power_cut() {
             let rows = rows.unwrap_or_else(|error| panic!("seed {seed}: {at_least} promised, {error}"));
             let there = dense(&rows, 1).await;
             assert!(there >= at_least, "seed {seed}: {at_least} promised, {there} there");
+        }
+    }
+}
+
+/// A note for later, a wake and a watermark stand when they are answered, each of them.
+#[tokio::test]
+async fn what_a_pusher_wrote_outlives_a_power_cut() {
+    for seed in 0..20 {
+        let (disk, of) = (SimDisk::empty(seed), partition(1, 0));
+        let phone = DeviceId::new("phone").unwrap();
+        let rows =
+            EmbeddedRows::open_layer(disk.layer(), Clock::new(seed), EmbeddedConfig::default()).unwrap();
+        let woken = Woken { seq: Seq(3), attempt: 1, at: UnixMillis(START) };
+        rows.raise_woken(of.mailbox, &phone, woken).await.unwrap();
+        let mut cuts = vec![disk.killed()];
+        rows.raise_swept(5, UnixMillis(START)).await.unwrap();
+        cuts.push(disk.killed());
+        rows.add_pending_at(of.mailbox, UnixMillis(START + 600_000)).await.unwrap();
+        cuts.push(disk.killed());
+        drop(rows);
+        for (answered, cut) in (1..).zip(cuts) {
+            let (after, clock) = (SimDisk::new(cut.image(), seed), Clock::new(seed));
+            let rows = EmbeddedRows::open_layer(after.layer(), clock.clone(), EmbeddedConfig::default());
+            let rows = rows.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            assert_eq!(rows.woken(of.mailbox, &phone).await, Ok(Some(woken)), "seed {seed}");
+            let swept = rows.swept(5).await.unwrap();
+            assert!(answered < 2 || swept == Some(UnixMillis(START)), "seed {seed}");
+            clock.advance(600_000);
+            let noted = rows.pending_since(UnixMillis(START)).await.unwrap().0;
+            assert!(answered < 3 || noted == [of.mailbox], "seed {seed}");
         }
     }
 }

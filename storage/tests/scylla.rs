@@ -168,6 +168,21 @@ async fn what_ends_is_gone_by_itself() {
     assert_eq!(rows.find_ids(first(2), &ids).await.unwrap(), [1, 2, 3].map(|n| Some(Seq(n))));
 }
 
+/// Not before: a watermark that is gone is a scan of all notes.
+#[tokio::test]
+async fn a_watermark_ends_with_the_oldest_notes() {
+    let rows = connect(|_| ()).await;
+    let now = rows.now();
+    rows.raise_swept(15, now).await.unwrap();
+    rows.raise_swept(15, now - Millis(1)).await.unwrap();
+    assert_eq!(rows.swept(15).await, Ok(Some(now)));
+    let session = cql::session().await;
+    let ask = format!("SELECT ttl(upto) FROM {}.swept WHERE shard = 15", cql::keyspace().await);
+    let answer = session.query_unpaged(ask, ()).await.unwrap().into_rows_result().unwrap();
+    let (left,) = answer.first_row::<(i32,)>().unwrap();
+    assert!((86_300..=86_400).contains(&left), "{left} s");
+}
+
 /// A first delete reached one replica only and hid the slots; the one that repeats it sees none of them, and still deletes beyond
 /// what the other replicas have: the head tells how far.
 #[tokio::test]

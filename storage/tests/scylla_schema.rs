@@ -7,14 +7,15 @@ mod cql;
 /// Names the database.
 const URL: &str = "CHAPPE_TEST_CQL_URL";
 
-use chappe_protocol::id::{Bucket, MailboxId, Seq};
+use bytes::Bytes;
+use chappe_protocol::id::{Bucket, DeviceId, MailboxId, Seq};
 use chappe_protocol::testing::TestWorld;
-use chappe_protocol::time::Millis;
-use chappe_storage::Store;
+use chappe_protocol::time::{Millis, UnixMillis};
 use chappe_storage::rows::{Partition, Rows};
-use chappe_storage::scylla::schema::{self, SchemaApplied};
+use chappe_storage::scylla::schema::{self, SchemaApplied, VERSION};
 use chappe_storage::scylla::{ConnectError, Credentials, ScyllaConfig, ScyllaRows};
 use chappe_storage::slotlog::{LogConfig, SlotLog};
+use chappe_storage::{Store, Woken};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -46,19 +47,19 @@ async fn a_schema_is_planned_applied_and_checked() {
     assert_eq!(schema::check(&config).await, Err(absent.clone()));
     assert_eq!(refused(config.clone()).await, absent);
     let planned = schema::plan(&config).await.unwrap();
-    assert_eq!(planned.len(), 11, "keyspace, meta and nine tables: {planned:?}");
+    assert_eq!(planned.len(), 14, "keyspace, meta, ten tables and two columns: {planned:?}");
     assert!(planned.iter().all(|statement| statement.contains(&config.keyspace)), "{planned:?}");
     assert_eq!(schema::check(&config).await, Err(absent), "a plan does nothing");
     let world = TestWorld::new(1);
-    assert_eq!(schema::apply(&config, &world).await, Ok(SchemaApplied { from: 0, to: 1 }));
+    assert_eq!(schema::apply(&config, &world).await, Ok(SchemaApplied { from: 0, to: VERSION }));
     assert_eq!(schema::plan(&config).await, Ok(vec![]));
     assert_eq!(schema::check(&config).await, Ok(()));
     let rows = ScyllaRows::connect(config.clone(), Arc::new(TestWorld::new(1))).await.unwrap();
-    assert_eq!(schema::apply(&config, &world).await, Ok(SchemaApplied { from: 1, to: 1 }));
+    assert_eq!(schema::apply(&config, &world).await, Ok(SchemaApplied { from: VERSION, to: VERSION }));
 
     // A binary that meets another version does not start; one that is newer brings it up, and the data stays.
-    set_version(&config, 2).await;
-    let newer = ConnectError::SchemaNewer { found: 2 };
+    set_version(&config, VERSION + 1).await;
+    let newer = ConnectError::SchemaNewer { found: VERSION + 1 };
     assert_eq!(
         (schema::check(&config).await, refused(config.clone()).await),
         (Err(newer.clone()), newer.clone())
@@ -66,7 +67,7 @@ async fn a_schema_is_planned_applied_and_checked() {
     assert_eq!(schema::apply(&config, &world).await, Err(newer));
     set_version(&config, 0).await;
     assert_eq!(refused(config.clone()).await, ConnectError::SchemaOlder { found: 0 });
-    assert_eq!(schema::plan(&config).await.unwrap().len(), 11);
+    assert_eq!(schema::plan(&config).await.unwrap().len(), 14);
     let again = ScyllaRows::connect(config.clone(), Arc::new(TestWorld::new(1))).await;
     assert_eq!(again.err().map(|error| error.code()), Some("cql_schema_older"));
     drop(rows);
@@ -74,11 +75,68 @@ async fn a_schema_is_planned_applied_and_checked() {
 }
 
 #[tokio::test]
+async fn a_database_of_before_is_brought_up_with_its_data() {
+    let (config, world) = (own("upgrade"), TestWorld::new(1));
+    schema::apply(&config, &world).await.unwrap();
+    let (mailbox, phone) = (MailboxId([1; 16]), DeviceId::new("phone").unwrap());
+    let rows = ScyllaRows::connect(config.clone(), Arc::new(TestWorld::new(1))).await.unwrap();
+    let device = rows.create_device(mailbox, &phone, Seq(3)).await.unwrap();
+    drop(rows);
+    // As version 1 had it.
+    let session = cql::session().await;
+    for text in [
+        "ALTER TABLE {}.device DROP push",
+        "DROP TABLE {}.swept",
+        "DROP TABLE {}.woken",
+        "CREATE TABLE {}.woken (mailbox blob, device text, seq bigint, try tinyint, PRIMARY KEY ((mailbox), device))",
+    ] {
+        session.query_unpaged(text.replace("{}", &config.keyspace), ()).await.unwrap();
+        session.await_schema_agreement().await.unwrap();
+    }
+    let wake = "UPDATE {}.woken USING TIMESTAMP 50 SET seq = 3, try = 2 WHERE mailbox = ? AND device = ?";
+    let wake = wake.replace("{}", &config.keyspace);
+    session.query_unpaged(wake, (&mailbox.0[..], phone.as_str())).await.unwrap();
+    set_version(&config, 1).await;
+    assert_eq!(refused(config.clone()).await, ConnectError::SchemaOlder { found: 1 });
+    let planned = schema::plan(&config).await.unwrap();
+    let columns = ["device ADD push blob", "woken ADD at bigint"]
+        .map(|column| format!("ALTER TABLE {}.{column}", config.keyspace));
+    assert_eq!(
+        (planned.len(), &planned[2..4]),
+        (5, &columns[..]),
+        "the keyspace, meta, two columns, a table"
+    );
+    for stopped_behind_the_statements in [false, true] {
+        if stopped_behind_the_statements {
+            set_version(&config, 1).await;
+        }
+        let applied = schema::apply(&config, &world).await;
+        assert_eq!(applied, Ok(SchemaApplied { from: 1, to: VERSION }));
+    }
+    let rows = ScyllaRows::connect(config.clone(), Arc::new(TestWorld::new(2))).await.unwrap();
+    assert_eq!(rows.device(mailbox, &phone).await, Ok(Some(device)));
+    assert_eq!(rows.set_push(mailbox, &phone, Bytes::from_static(b"sealed")).await, Ok(true));
+    let before = Woken { seq: Seq(3), attempt: 2, at: UnixMillis(0) };
+    let later = Woken { at: UnixMillis(1 << 40), ..before };
+    assert_eq!(rows.woken(mailbox, &phone).await, Ok(Some(before)), "it had no time");
+    rows.raise_woken(mailbox, &phone, later).await.unwrap();
+    assert_eq!(rows.woken(mailbox, &phone).await, Ok(Some(later)));
+    // Gone from the row, not only from what is told.
+    rows.revoke(mailbox, &phone).await.unwrap();
+    let ask = format!("SELECT push FROM {}.device WHERE mailbox = ? AND device = ?", config.keyspace);
+    let row = session.query_unpaged(ask, (&mailbox.0[..], phone.as_str())).await.unwrap();
+    let row = row.into_rows_result().unwrap().first_row::<(Option<Vec<u8>>,)>().unwrap();
+    assert_eq!(row, (None,));
+    drop(rows);
+    cql::drop_keyspace(&session, &config.keyspace).await;
+}
+
+#[tokio::test]
 async fn three_who_apply_at_once_make_one_schema() {
     let config = own("together");
     let worlds = [1, 2, 3].map(TestWorld::new);
     let done = futures_util::future::join_all(worlds.iter().map(|world| schema::apply(&config, world))).await;
-    let made = done.iter().filter(|done| **done == Ok(SchemaApplied { from: 0, to: 1 })).count();
+    let made = done.iter().filter(|done| **done == Ok(SchemaApplied { from: 0, to: VERSION })).count();
     assert!(made == 1 && done.iter().all(Result::is_ok), "{done:?}");
     let one = ScyllaRows::connect(config.clone(), Arc::new(TestWorld::new(7))).await.unwrap();
     let two = ScyllaRows::connect(config.clone(), Arc::new(TestWorld::new(8))).await.unwrap();
@@ -117,7 +175,7 @@ async fn a_dead_ones_lock_ends_by_itself() {
     );
     session.query_unpaged(lock, ()).await.unwrap();
     assert_eq!(refused(config.clone()).await.code(), "cql_schema_absent", "there is a keyspace, and no more");
-    assert_eq!(schema::apply(&config, &TestWorld::new(1)).await, Ok(SchemaApplied { from: 0, to: 1 }));
+    assert_eq!(schema::apply(&config, &TestWorld::new(1)).await, Ok(SchemaApplied { from: 0, to: VERSION }));
     cql::drop_keyspace(&session, &config.keyspace).await;
 }
 

@@ -5,12 +5,15 @@ use super::Core;
 use crate::auth::TokenError;
 use crate::connection::End;
 use crate::limits::{EPHEMERALS, Hit, Verdict, check_submit, limit_error, refresh_refused};
+use crate::requests::{Done, Requests, push_unavailable, refused};
 use crate::submits::Submits;
 use crate::transport::Inbound;
 use bytes::Bytes;
-use chappe_protocol::close::CloseCode;
+use chappe_protocol::close::{CloseCode, ErrorCode};
 use chappe_protocol::envelope::Sender;
-use chappe_protocol::frame::{ClientFrame, FrameError, Limits, Secret, ServerFrame, Submit};
+use chappe_protocol::frame::{
+    ClientFrame, FrameError, Limits, Request, RequestError, Role, Secret, ServerFrame, Submit,
+};
 use chappe_protocol::id::SubmitId;
 use chappe_protocol::time::Millis;
 use std::sync::Arc;
@@ -47,6 +50,8 @@ impl Core {
             Ok(ClientFrame::Refresh { token }) if too_fast.is_none() => self.on_refresh(&token),
             Ok(ClientFrame::Refresh { .. }) => self.answers.push(ServerFrame::Error(refresh_refused())),
             Ok(ClientFrame::Hello(_)) => self.end(CloseCode::HelloExpected),
+            Ok(ClientFrame::Request { id, request }) => self.on_request(id, Ok(request), too_fast),
+            Err(FrameError::Request { id, why }) => self.on_request(id, Err(why), too_fast),
             // From a newer client: ignored.
             Err(FrameError::UnknownFrame) => {}
             Err(FrameError::Garbage | FrameError::Field(_)) => self.end(CloseCode::BadFrame),
@@ -64,9 +69,15 @@ impl Core {
                 | ClientFrame::Ack { .. }
                 | ClientFrame::Ping { .. }
                 | ClientFrame::Refresh { .. }
+                | ClientFrame::Request { .. }
                 | ClientFrame::Hello(_),
             )
-            | Err(FrameError::UnknownFrame | FrameError::Garbage | FrameError::Field(_)) => {
+            | Err(
+                FrameError::UnknownFrame
+                | FrameError::Garbage
+                | FrameError::Field(_)
+                | FrameError::Request { .. },
+            ) => {
                 self.gateway.metrics.datagrams_ignored_total.inc();
             }
         }
@@ -130,6 +141,67 @@ impl Core {
     fn refuse(&mut self, hit: Hit, submit: Option<SubmitId>) {
         self.gateway.metrics.limited_total.with_label_values(&[hit.name]).inc();
         self.answers.push(ServerFrame::Error(limit_error(hit, submit)));
+    }
+
+    /// Asks for something; every request is answered.
+    fn on_request(&mut self, id: u64, request: Result<Request, RequestError>, too_fast: Option<Hit>) {
+        if self.ending.is_some() {
+            return;
+        }
+        let settings = match request {
+            Ok(Request::SetPush(settings)) => settings,
+            Err(RequestError::Unknown) => {
+                let hint = "this server does not know such a request";
+                return self.on_done(id, refused(ErrorCode::UnknownRequest, 0, hint));
+            }
+            Err(why @ RequestError::Field(_)) => {
+                return self.on_done(id, refused(ErrorCode::BadRequest, 0, &why.to_string()));
+            }
+        };
+        if self.handle.role == Role::Peek {
+            let hint = "a peek may not ask for that; ask on a main session";
+            return self.on_done(id, refused(ErrorCode::NotMain, 0, hint));
+        }
+        if self.gateway.config.push_keys.is_none() {
+            return self.on_done(id, push_unavailable());
+        }
+        if let Err(wait) = self.may_request(too_fast) {
+            return self.on_done(id, refused(ErrorCode::Rate, wait, "too many requests; send it again then"));
+        }
+        self.requests().admit(id, settings);
+    }
+
+    /// Otherwise in how many milliseconds.
+    fn may_request(&mut self, too_fast: Option<Hit>) -> Result<(), u32> {
+        if let Some(hit) = too_fast {
+            return Err(hit.retry_after_ms.max(1));
+        }
+        if !self.requests.as_ref().is_none_or(|requests| requests.has_room()) {
+            return Err(1000);
+        }
+        let rate = self.gateway.config.requests_per_minute;
+        self.requests_rate.take_by_minute(self.now, rate, rate)
+    }
+
+    fn requests(&mut self) -> &mut Requests {
+        let (gateway, handle) = (&self.gateway, &self.handle);
+        self.requests.get_or_insert_with(|| Box::new(Requests::new(Arc::clone(gateway), Arc::clone(handle))))
+    }
+
+    /// A request is decided.
+    pub(super) fn on_done(&mut self, id: u64, done: Done) {
+        let word = match done {
+            Done::Reply(reply, word) => {
+                self.answers.push(ServerFrame::Reply { id, reply });
+                word
+            }
+            Done::Revoked => {
+                self.end(CloseCode::DeviceRevoked);
+                CloseCode::DeviceRevoked.reason()
+            }
+        };
+        self.gateway.metrics.requests_total.with_label_values(&[word]).inc();
+        self.requests.take_if(|requests| requests.is_idle());
     }
 
     fn on_refresh(&mut self, token: &Secret) {

@@ -26,7 +26,7 @@ use chappe_protocol::testing::TestWorld;
 use chappe_protocol::time::{Millis, Time, UnixMillis};
 use chappe_protocol::world::World;
 use chappe_router::links::{LinkError, Links};
-use chappe_router::presence::{Lease, Presence};
+use chappe_router::presence::{DeviceLease, Lease, Presence};
 use chappe_router::{Directory, LocalLinks, Router, RouterConfig, RouterMetrics};
 use chappe_storage::memory::MemoryRows;
 use chappe_storage::rows::Rows;
@@ -121,8 +121,8 @@ impl Presence for FarPresence {
     async fn release(&self, lease: &Lease) {
         self.inner.release(lease).await;
     }
-    async fn gateways(&self, mailbox: MailboxId) -> Vec<GatewayId> {
-        self.inner.gateways(mailbox).await
+    async fn devices(&self, mailbox: MailboxId) -> Option<Vec<DeviceLease>> {
+        self.inner.devices(mailbox).await
     }
 }
 

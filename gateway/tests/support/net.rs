@@ -1,4 +1,5 @@
-//! UDP in memory for quinn: what is sent is there at once, in paused time, on addresses that a client may change.
+//! UDP in memory for quinn: what is sent is there at once or after a delay, in paused time, on addresses that a client may
+//! change.
 //! **Invariant:** a full queue drops its newest packet, as a kernel does.
 
 use quinn::udp::{RecvMeta, Transmit};
@@ -9,6 +10,8 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tokio_util::task::TaskTracker;
 
 const PACKETS_MAX: usize = 4096;
 
@@ -22,6 +25,9 @@ struct Queue {
 struct Inner {
     queues: BTreeMap<SocketAddr, Queue>,
     ports: u16,
+    /// From one socket to another.
+    delay: Duration,
+    under_way: TaskTracker,
     /// Nothing from or to this address passes.
     black_holes: Vec<SocketAddr>,
     /// What goes to the first goes to the second.
@@ -51,6 +57,26 @@ impl Net {
         if on {
             inner.black_holes.push(address);
         }
+    }
+
+    /// How long every packet takes from now on.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.0.lock().unwrap().delay = delay;
+    }
+
+    fn send(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+        let (delay, under_way) = {
+            let inner = self.0.lock().unwrap();
+            (inner.delay, inner.under_way.clone())
+        };
+        if delay.is_zero() {
+            return self.inject(from, to, bytes);
+        }
+        let (net, bytes) = (self.clone(), bytes.to_vec());
+        under_way.spawn(async move {
+            tokio::time::sleep(delay).await;
+            net.inject(from, to, &bytes);
+        });
     }
 
     /// Leads packets for one address to another; what that one answers comes from the first.
@@ -107,7 +133,7 @@ impl AsyncUdpSocket for Socket {
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         for bytes in transmit.contents.chunks(segment) {
-            self.net.inject(self.address, transmit.destination, bytes);
+            self.net.send(self.address, transmit.destination, bytes);
         }
         Ok(())
     }

@@ -1,12 +1,12 @@
 //! Bytes to frames. **Invariant:** whatever is not checked here is checked nowhere: each bound that the schema states holds
 //! for every decoded frame; payloads are slices of the incoming buffer, not copies.
 
-use super::shape;
 use super::{
     ClientFrame, Cursor, Deliver, FrameError, GoAway, GoAwayClass, Hello, Limits, RESUME_TOKEN_BYTES_MAX,
-    Role, Secret, ServerFrame, Submit, SubmitResult, TOKEN_BYTES_MAX, Target, TargetResult, TruncatedReason,
-    Welcome,
+    Reply, Role, Secret, ServerFrame, Submit, SubmitResult, TOKEN_BYTES_MAX, Target, TargetResult,
+    TruncatedReason, Welcome,
 };
+use super::{push, shape};
 use crate::close::{ErrorFrame, ErrorScope};
 use crate::envelope::{DeviceFilter, Sender, Urgency};
 use crate::id::{ConnectionId, CursorTag, DeviceId, EnvelopeId, Epoch, Seq, SubmitId, UserId};
@@ -35,6 +35,11 @@ impl ClientFrame {
             Frame::Ack(ack) => Self::Ack { upto: Seq(ack.upto) },
             Frame::Ping(ping) => Self::Ping { nonce: ping.nonce },
             Frame::Refresh(refresh) => Self::Refresh { token: token(refresh.token)? },
+            Frame::Request(request) => {
+                let id = request.id;
+                let request = push::request(request).map_err(|why| FrameError::Request { id, why })?;
+                Self::Request { id, request }
+            }
         })
     }
 }
@@ -62,6 +67,15 @@ impl ServerFrame {
             Frame::GoAway(go_away) => Self::GoAway(self::go_away(go_away)),
             Frame::Error(error) => Self::Error(self::error(error)?),
             Frame::Pong(pong) => Self::Pong { nonce: pong.nonce, upto: Seq(pong.upto) },
+            Frame::Reply(reply) => {
+                let id = reply.id;
+                // Like a frame of a newer peer: ours are answered in words that we know.
+                let reply = match reply.body.ok_or(FrameError::UnknownFrame)? {
+                    wire::reply::Body::PushSet(wire::PushSet {}) => Reply::PushSet,
+                    wire::reply::Body::Error(error) => Reply::Error(self::error(error)?),
+                };
+                Self::Reply { id, reply }
+            }
         })
     }
 }

@@ -1,8 +1,9 @@
 //! Frames to bytes. **Invariant:** the same frame always becomes the same bytes: fields in the order of their numbers,
 //! default values left out.
 
+use super::push;
 use super::{
-    ClientFrame, Deliver, GoAway, GoAwayClass, Hello, Limits, Role, ServerFrame, Submit, SubmitResult,
+    ClientFrame, Deliver, GoAway, GoAwayClass, Hello, Limits, Reply, Role, ServerFrame, Submit, SubmitResult,
     Target, TargetResult, TruncatedReason, Welcome,
 };
 use crate::close::{ErrorFrame, ErrorScope};
@@ -35,6 +36,7 @@ impl ClientFrame {
             Self::Ack { upto } => Frame::Ack(wire::Ack { upto: upto.0 }),
             Self::Ping { nonce } => Frame::Ping(wire::Ping { nonce: *nonce }),
             Self::Refresh { token } => Frame::Refresh(wire::Refresh { token: token.0.clone() }),
+            Self::Request { id, request } => Frame::Request(push::request_to_wire(*id, request)),
         };
         wire::ClientFrame { frame: Some(frame) }
     }
@@ -79,6 +81,13 @@ impl ServerFrame {
             Self::GoAway(go_away) => Frame::GoAway(self::go_away(go_away)),
             Self::Error(error) => Frame::Error(self::error(error)),
             Self::Pong { nonce, upto } => Frame::Pong(wire::Pong { nonce: *nonce, upto: upto.0 }),
+            Self::Reply { id, reply } => {
+                let body = match reply {
+                    Reply::PushSet => wire::reply::Body::PushSet(wire::PushSet {}),
+                    Reply::Error(error) => wire::reply::Body::Error(self::error(error)),
+                };
+                Frame::Reply(wire::Reply { id: *id, body: Some(body) })
+            }
         };
         wire::ServerFrame { frame: Some(frame) }
     }

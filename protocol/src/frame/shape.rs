@@ -22,7 +22,32 @@ const COUNTED_MAX: usize = 4;
 const DEVICES: &[Shape] = &[Shape { field: 1, name: "devices", max: DEVICES_MAX, inner: &[] }];
 
 /// What is counted in a `ClientFrame`.
-pub(super) const CLIENT: &[Shape] = &[Shape {
+pub(super) const CLIENT: &[Shape] = &[SUBMIT, REQUEST];
+
+/// Beyond what a request may hold, so that a request with a few too many is answered and not a reason to close.
+const REQUEST_LISTS_MAX: usize = 64;
+
+const REQUEST: Shape = Shape {
+    field: 6,
+    name: "request",
+    max: 1,
+    inner: &[Shape {
+        field: 2,
+        name: "set_push",
+        max: 1,
+        inner: &[
+            Shape { field: 1, name: "targets", max: REQUEST_LISTS_MAX, inner: &[] },
+            Shape {
+                field: 2,
+                name: "quiet",
+                max: 1,
+                inner: &[Shape { field: 1, name: "windows", max: REQUEST_LISTS_MAX, inner: &[] }],
+            },
+        ],
+    }],
+};
+
+const SUBMIT: Shape = Shape {
     field: 2,
     name: "submit",
     max: 1,
@@ -38,7 +63,7 @@ pub(super) const CLIENT: &[Shape] = &[Shape {
             ],
         },
     ],
-}];
+};
 
 /// What is counted in a `ServerFrame`.
 pub(super) const SERVER: &[Shape] = &[

@@ -3,7 +3,7 @@
 #[derive(Clone, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct ClientFrame {
-    #[prost(oneof = "client_frame::Frame", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "client_frame::Frame", tags = "1, 2, 3, 4, 5, 6")]
     pub frame: ::core::option::Option<client_frame::Frame>,
 }
 /// Nested message and enum types in `ClientFrame`.
@@ -21,13 +21,15 @@ pub mod client_frame {
         Ping(super::Ping),
         #[prost(message, tag = "5")]
         Refresh(super::Refresh),
+        #[prost(message, tag = "6")]
+        Request(super::Request),
     }
 }
 /// What a gateway sends.
 #[derive(Clone, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct ServerFrame {
-    #[prost(oneof = "server_frame::Frame", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "server_frame::Frame", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub frame: ::core::option::Option<server_frame::Frame>,
 }
 /// Nested message and enum types in `ServerFrame`.
@@ -53,6 +55,8 @@ pub mod server_frame {
         Error(super::Error),
         #[prost(message, tag = "9")]
         Pong(super::Pong),
+        #[prost(message, tag = "10")]
+        Reply(super::Reply),
     }
 }
 /// A position in a mailbox, as a client keeps it.
@@ -169,6 +173,118 @@ pub struct Refresh {
     /// At most 8 KiB.
     #[prost(string, tag = "1")]
     pub token: ::prost::alloc::string::String,
+}
+/// Asks for something; answered by the Reply of the same id.
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Request {
+    /// The client's own; comes back. Should not be used again on the connection while it is unanswered.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// A body that the server does not know is answered with the error `unknown_request`.
+    #[prost(oneof = "request::Body", tags = "2")]
+    pub body: ::core::option::Option<request::Body>,
+}
+/// Nested message and enum types in `Request`.
+pub mod request {
+    /// A body that the server does not know is answered with the error `unknown_request`.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    #[prost(skip_debug)]
+    pub enum Body {
+        #[prost(message, tag = "2")]
+        SetPush(super::SetPush),
+    }
+}
+/// Where and when this device is woken: replaces all that it has set before. Without a target it is not woken any more.
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct SetPush {
+    /// At most 4.
+    #[prost(message, repeated, tag = "1")]
+    pub targets: ::prost::alloc::vec::Vec<PushTarget>,
+    /// Absent: it may be woken at any time.
+    #[prost(message, optional, tag = "2")]
+    pub quiet: ::core::option::Option<Quiet>,
+}
+/// A way to wake the device, through one provider.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct PushTarget {
+    /// For which of the operator's apps; 1 to 64 bytes of \[a-z0-9._-\].
+    #[prost(string, tag = "1")]
+    pub app: ::prost::alloc::string::String,
+    #[prost(oneof = "push_target::Address", tags = "2, 3, 4")]
+    pub address: ::core::option::Option<push_target::Address>,
+}
+/// Nested message and enum types in `PushTarget`.
+pub mod push_target {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[prost(skip_debug)]
+    pub enum Address {
+        #[prost(message, tag = "2")]
+        Apns(super::Apns),
+        #[prost(message, tag = "3")]
+        Fcm(super::Fcm),
+        #[prost(message, tag = "4")]
+        WebPush(super::WebPush),
+    }
+}
+/// Apple Push Notification service.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Apns {
+    /// As Apple gave it to the device, in bytes, not in hex; 1 to 128.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub token: ::prost::bytes::Bytes,
+    #[prost(enumeration = "ApnsKind", tag = "2")]
+    pub kind: i32,
+}
+/// Firebase Cloud Messaging.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Fcm {
+    /// The registration token; 1 to 4,096 bytes of printable ASCII without spaces.
+    #[prost(string, tag = "1")]
+    pub token: ::prost::alloc::string::String,
+}
+/// A Web Push subscription (RFC 8030), UnifiedPush among it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct WebPush {
+    /// Where to post to: https, at most 2,048 bytes, without user and fragment.
+    #[prost(string, tag = "1")]
+    pub endpoint: ::prost::alloc::string::String,
+    /// The subscription's public key (RFC 8291): an uncompressed point on P-256, 65 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub p256dh: ::prost::bytes::Bytes,
+    /// Its authentication secret (RFC 8291): 16 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub auth: ::prost::bytes::Bytes,
+}
+/// When the device is not woken; what waits is woken for afterwards.
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Quiet {
+    /// At most 4.
+    #[prost(message, repeated, tag = "1")]
+    pub windows: ::prost::alloc::vec::Vec<QuietWindow>,
+    /// Unix milliseconds; 0: not muted.
+    #[prost(uint64, tag = "2")]
+    pub muted_until_ms: u64,
+    /// Envelopes of URGENCY_CALL ring all the same.
+    #[prost(bool, tag = "3")]
+    pub calls_pass: bool,
+}
+/// From one minute of the UTC day (0 to 1439) to another; over midnight if `to_min` is the smaller. Not the same.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct QuietWindow {
+    /// The first quiet minute.
+    #[prost(uint32, tag = "1")]
+    pub from_min: u32,
+    /// The first minute that is not quiet any more.
+    #[prost(uint32, tag = "2")]
+    pub to_min: u32,
 }
 /// What the server allows.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -371,6 +487,32 @@ pub struct Pong {
     #[prost(uint64, tag = "2")]
     pub upto: u64,
 }
+/// The answer to a Request. Answers may come in another order than the requests.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Reply {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(oneof = "reply::Body", tags = "2, 3")]
+    pub body: ::core::option::Option<reply::Body>,
+}
+/// Nested message and enum types in `Reply`.
+pub mod reply {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[prost(skip_debug)]
+    pub enum Body {
+        #[prost(message, tag = "2")]
+        PushSet(super::PushSet),
+        /// Of no effect, or, if retryable, perhaps: then send it again.
+        #[prost(message, tag = "3")]
+        Error(super::Error),
+    }
+}
+/// What SetPush said is durable.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct PushSet {
+}
 /// How a device attaches.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -434,6 +576,39 @@ impl Urgency {
             "URGENCY_BACKGROUND" => Some(Self::Background),
             "URGENCY_MESSAGE" => Some(Self::Message),
             "URGENCY_CALL" => Some(Self::Call),
+            _ => None,
+        }
+    }
+}
+/// Which of Apple's kinds of push a token is for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ApnsKind {
+    /// Read as APNS_KIND_ALERT.
+    Unspecified = 0,
+    /// Shown by the device; carries background wakes too.
+    Alert = 1,
+    /// PushKit: rings.
+    Voip = 2,
+}
+impl ApnsKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "APNS_KIND_UNSPECIFIED",
+            Self::Alert => "APNS_KIND_ALERT",
+            Self::Voip => "APNS_KIND_VOIP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "APNS_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "APNS_KIND_ALERT" => Some(Self::Alert),
+            "APNS_KIND_VOIP" => Some(Self::Voip),
             _ => None,
         }
     }

@@ -1,6 +1,6 @@
 //! PROTOCOL.md names what the code has. **Invariant:** a frame, code, outcome or limit that nobody documented turns this red.
 
-use crate::{generate, samples};
+use crate::{generate, requests, samples};
 use chappe_protocol::close::{CloseCode, ErrorCode};
 use chappe_protocol::frame::{ClientFrame, Limits, ServerFrame};
 use protox::prost_reflect::DescriptorPool;
@@ -34,18 +34,21 @@ fn every_frame_is_documented() {
 fn every_frame_has_a_vector() {
     let client: BTreeSet<String> = samples::client()
         .iter()
+        .chain(&requests::client())
         .map(|(_, _, frame)| match frame {
             ClientFrame::Hello(_) => "Hello",
             ClientFrame::Submit(_) => "Submit",
             ClientFrame::Ack { .. } => "Ack",
             ClientFrame::Ping { .. } => "Ping",
             ClientFrame::Refresh { .. } => "Refresh",
+            ClientFrame::Request { .. } => "Request",
         })
         .map(String::from)
         .collect();
     assert_eq!(client, frames("ClientFrame"));
     let server: BTreeSet<String> = samples::server()
         .iter()
+        .chain(&requests::server())
         .map(|(_, _, frame)| match frame {
             ServerFrame::Welcome(_) => "Welcome",
             ServerFrame::Deliver(_) => "Deliver",
@@ -56,10 +59,26 @@ fn every_frame_has_a_vector() {
             ServerFrame::GoAway(_) => "GoAway",
             ServerFrame::Error(_) => "Error",
             ServerFrame::Pong { .. } => "Pong",
+            ServerFrame::Reply { .. } => "Reply",
         })
         .map(String::from)
         .collect();
     assert_eq!(server, frames("ServerFrame"));
+}
+
+#[test]
+fn every_request_and_its_answer_is_documented() {
+    let document = document();
+    for (message, body) in [("Request", "SetPush"), ("Reply", "PushSet"), ("PushTarget", "WebPush")] {
+        let message = schema().get_message_by_name(&format!("chappe.v1.{message}")).unwrap();
+        let oneof = message.oneofs().next().unwrap();
+        let names: Vec<String> =
+            oneof.fields().map(|field| field.kind().as_message().unwrap().name().to_string()).collect();
+        assert!(names.contains(&body.to_string()), "{names:?}");
+        for name in names {
+            assert!(document.contains(&format!("`{name}`")), "PROTOCOL.md does not name {name}");
+        }
+    }
 }
 
 #[test]
@@ -89,7 +108,7 @@ fn every_error_code_has_its_row() {
 #[test]
 fn every_word_of_the_schema_that_a_client_meets_is_documented() {
     let document = document();
-    for name in ["Outcome", "TruncatedReason", "GoAwayClass", "ErrorScope"] {
+    for name in ["Outcome", "TruncatedReason", "GoAwayClass", "ErrorScope", "ApnsKind"] {
         let words = schema().get_enum_by_name(&format!("chappe.v1.{name}")).unwrap();
         for word in words.values().filter(|word| word.number() != 0) {
             assert!(

@@ -5,6 +5,7 @@ mod document;
 mod generate;
 mod internode;
 mod properties;
+mod requests;
 mod samples;
 mod vectors;
 

@@ -5,11 +5,12 @@ use bytes::Bytes;
 use chappe_protocol::close::{ErrorFrame, ErrorScope};
 use chappe_protocol::envelope::{DeviceFilter, Sender, Urgency};
 use chappe_protocol::frame::{
-    ClientFrame, Cursor, Deliver, FrameError, GoAway, GoAwayClass, Hello, Limits, Role, Secret, ServerFrame,
-    Submit, SubmitResult, Target, TargetResult, TruncatedReason, Welcome,
+    ClientFrame, Cursor, Deliver, FrameError, GoAway, GoAwayClass, Hello, Limits, Reply, Request, Role,
+    Secret, ServerFrame, Submit, SubmitResult, Target, TargetResult, TruncatedReason, Welcome,
 };
 use chappe_protocol::id::{ConnectionId, CursorTag, DeviceId, EnvelopeId, Epoch, Seq, SubmitId, UserId};
 use chappe_protocol::internode::Outcome;
+use chappe_protocol::push::{ApnsKind, AppName, PushAddress, PushSettings, PushTarget, Quiet, QuietHours};
 use chappe_protocol::time::{Millis, UnixMillis};
 use proptest::collection::vec;
 use proptest::option;
@@ -104,7 +105,34 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
         any::<u64>().prop_map(|upto| ClientFrame::Ack { upto: Seq(upto) }),
         any::<u64>().prop_map(|nonce| ClientFrame::Ping { nonce }),
         token().prop_map(|token| ClientFrame::Refresh { token }),
+        (any::<u64>(), push_settings())
+            .prop_map(|(id, set)| ClientFrame::Request { id, request: Request::SetPush(set) }),
     ]
+}
+
+fn push_settings() -> impl Strategy<Value = PushSettings> {
+    let kind = prop_oneof![Just(ApnsKind::Alert), Just(ApnsKind::Voip)];
+    let address = prop_oneof![
+        (vec(any::<u8>(), 1..=128), kind).prop_map(|(token, kind)| PushAddress::Apns { token, kind }),
+        "[!-~]{1,200}".prop_map(|token| PushAddress::Fcm { token }),
+        ("https://[a-z.]{1,40}(/[a-z0-9?=&]{0,80})?", any::<[u8; 32]>(), any::<[u8; 16]>()).prop_map(
+            |(endpoint, half, auth)| {
+                let mut p256dh = [4; 65];
+                p256dh[1..33].copy_from_slice(&half);
+                PushAddress::WebPush { endpoint, p256dh, auth }
+            }
+        ),
+    ];
+    let target = ("[a-z0-9._-]{1,64}", address).prop_map(|(app, address)| PushTarget {
+        app: AppName::new(&app).unwrap(),
+        address,
+        registered_at: UnixMillis(0),
+    });
+    let window = (0_u16..1440, 1_u16..1440)
+        .prop_map(|(from, length)| QuietHours::new(from, (from + length) % 1440).unwrap());
+    let quiet = (vec(window, 0..=4), option::of(1_u64..), any::<bool>())
+        .prop_map(|(hours, until, calls)| Quiet::new(hours, until.map(UnixMillis), calls).unwrap());
+    (vec(target, 0..=4), quiet).prop_map(|(targets, quiet)| PushSettings { targets, quiet })
 }
 
 fn welcome() -> impl Strategy<Value = Welcome> {
@@ -227,6 +255,10 @@ fn server_frame() -> impl Strategy<Value = ServerFrame> {
         go_away().prop_map(ServerFrame::GoAway),
         error().prop_map(ServerFrame::Error),
         (any::<u64>(), any::<u64>()).prop_map(|(nonce, upto)| ServerFrame::Pong { nonce, upto: Seq(upto) }),
+        (any::<u64>(), option::of(error())).prop_map(|(id, error)| ServerFrame::Reply {
+            id,
+            reply: error.map_or(Reply::PushSet, Reply::Error),
+        }),
     ]
 }
 
@@ -337,6 +369,8 @@ fn many_tiny_elements_are_refused_before_they_are_allocated() {
     refused(ClientFrame::decode(field(2, &many(3, 65_537))).map(drop), "payloads");
     refused(ClientFrame::decode(field(2, &field(4, &field(3, &many(1, 257))))).map(drop), "devices");
     refused(ClientFrame::decode(field(2, &field(4, &field(4, &many(1, 257))))).map(drop), "devices");
+    refused(ClientFrame::decode(field(6, &field(2, &many(1, 65)))).map(drop), "targets");
+    refused(ClientFrame::decode(field(6, &field(2, &field(2, &many(1, 65))))).map(drop), "windows");
     refused(ServerFrame::decode(field(5, &many(3, 65_537))).map(drop), "results");
     refused(ServerFrame::decode(field(5, &field(3, &many(5, 257)))).map(drop), "devices");
     refused(ServerFrame::decode(field(7, &many(4, 17))).map(drop), "endpoints");
@@ -351,10 +385,23 @@ fn a_message_in_two_parts_is_refused() {
     let list = field(3, &[1 << 3 | 2, 0].repeat(40));
     let target = field(2, &field(4, &[list.clone(), list].concat()));
     assert_eq!(ClientFrame::decode(target).map(drop), Err(FrameError::Field("only")));
+    let half = field(6, &[]);
+    let twice = Bytes::from([half.clone(), half].concat());
+    assert_eq!(ClientFrame::decode(twice).map(drop), Err(FrameError::Field("request")));
 }
 
 #[test]
 fn a_token_does_not_print_itself() {
     let frame = ClientFrame::Refresh { token: Secret("very-secret".into()) };
+    assert!(!format!("{frame:?}").contains("very-secret"));
+}
+
+#[test]
+fn a_push_token_does_not_print_itself() {
+    let address = PushAddress::Fcm { token: "very-secret".into() };
+    let app = AppName::new("app").unwrap();
+    let target = PushTarget { app, address, registered_at: UnixMillis(0) };
+    let set = PushSettings { targets: vec![target], quiet: Quiet::default() };
+    let frame = ClientFrame::Request { id: 1, request: Request::SetPush(set) };
     assert!(!format!("{frame:?}").contains("very-secret"));
 }

@@ -39,7 +39,7 @@ fn result(number: u32, outcome: Outcome) -> TargetResult {
     TargetResult { number, outcome, envelope_id: None }
 }
 
-type Sample<F> = (&'static str, &'static str, F);
+pub type Sample<F> = (&'static str, &'static str, F);
 
 /// What a client sends.
 pub fn client() -> Vec<Sample<ClientFrame>> {
@@ -298,7 +298,7 @@ fn partings() -> Vec<Sample<ServerFrame>> {
     ]
 }
 
-type Unusual = (&'static str, &'static str, From, Vec<u8>, Result<(), FrameError>);
+pub type Unusual = (&'static str, &'static str, From, Vec<u8>, Result<(), FrameError>);
 
 /// Bytes that our encoder does not write: good ones from newer or other peers, and bad ones.
 pub fn unusual() -> Vec<Unusual> {

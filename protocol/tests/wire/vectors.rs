@@ -1,8 +1,8 @@
 //! The test vectors: one file per case, for whoever writes a client in another language.
 //! **Invariant:** the files depend on the cases below alone; PROTOCOL.md describes their format.
 
-use crate::samples;
-use chappe_protocol::frame::{ClientFrame, FrameError, ServerFrame};
+use crate::{requests, samples};
+use chappe_protocol::frame::{ClientFrame, FrameError, RequestError, ServerFrame};
 use protox::prost_reflect::{DescriptorPool, DynamicMessage, Value};
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -43,15 +43,15 @@ pub fn dir() -> PathBuf {
 /// Every vector, in the order of their names.
 pub fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
-    for (name, about, frame) in samples::client() {
+    for (name, about, frame) in samples::client().into_iter().chain(requests::client()) {
         let bytes = frame.encode();
         cases.push(Case { name, about, from: From::Client, bytes, expect: Ok(()), canonical: true });
     }
-    for (name, about, frame) in samples::server() {
+    for (name, about, frame) in samples::server().into_iter().chain(requests::server()) {
         let bytes = frame.encode();
         cases.push(Case { name, about, from: From::Server, bytes, expect: Ok(()), canonical: true });
     }
-    for (name, about, from, bytes, expect) in samples::unusual() {
+    for (name, about, from, bytes, expect) in samples::unusual().into_iter().chain(requests::unusual()) {
         cases.push(Case { name, about, from, bytes, expect, canonical: false });
     }
     cases.sort_by_key(|case| case.name);
@@ -75,6 +75,8 @@ pub fn text(case: &Case) -> String {
         Err(FrameError::Garbage) => "garbage".to_string(),
         Err(FrameError::UnknownFrame) => "unknown_frame".to_string(),
         Err(FrameError::Field(name)) => format!("field {name}"),
+        Err(FrameError::Request { why: RequestError::Unknown, .. }) => "unknown_request".to_string(),
+        Err(FrameError::Request { why: RequestError::Field(name), .. }) => format!("bad_request {name}"),
     };
     let canonical = if case.canonical { "yes" } else { "no" };
     let message = case.from.message();

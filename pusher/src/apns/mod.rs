@@ -28,7 +28,7 @@ use chappe_protocol::push::{ApnsKind, PushAddress, PushTarget};
 use chappe_protocol::time::UnixMillis;
 use chappe_protocol::world::World;
 use http::{HeaderMap, HeaderValue};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use standing::Standing;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,7 +39,7 @@ pub const PRODUCTION: &str = "https://api.push.apple.com";
 pub const SANDBOX: &str = "https://api.sandbox.push.apple.com";
 
 /// How a message wakes an app of Apple's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MessageWake {
     /// A notification with a localised text of the app's own choice, which its notification extension replaces. Always

@@ -1,16 +1,17 @@
 //! Which apps a pusher wakes, and with what. **Invariant:** secrets come from files, and no error tells their content.
 
 mod open;
+mod watch;
 
 pub use open::{Parts, Providers, Reloaded};
 
 use crate::apns::MessageWake;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// All providers, by app name (the `app` of a push target); one app may be at several providers.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProvidersConfig {
     /// At Apple.
@@ -24,7 +25,7 @@ pub struct ProvidersConfig {
 }
 
 /// Which of Apple's two worlds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ApnsEnvironment {
     /// Apps from the store and `TestFlight`.
@@ -35,7 +36,7 @@ pub enum ApnsEnvironment {
 }
 
 /// One app at Apple.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApnsConfig {
     /// The `.p8` file.
@@ -66,7 +67,7 @@ fn sync() -> String {
 }
 
 /// One project at Google.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FcmConfig {
     /// The key file of a service account that may send.
@@ -82,7 +83,7 @@ pub struct FcmConfig {
 }
 
 /// One app at push services.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WebPushConfig {
     /// The VAPID key: PKCS #8 in PEM, or 32 bytes in base64url.

@@ -6,14 +6,15 @@ use crate::answers::UNKNOWN_APP;
 use crate::apns::{self, Apns, ApnsApp, ApnsSigner};
 use crate::fcm::{self, Fcm, ServiceAccount};
 use crate::log::Log;
-use crate::provider::{Answer, Provider, Wake};
+use crate::provider::{Answer, AppKey, Provider, ProviderKind, Wake, Waking};
 use crate::transport::{
     Dialer, Origin, PoolLimits, PublicDialer, SystemDialer, SystemResolver, Wires, client_config,
     public_roots, roots_from_pem,
 };
 use crate::webpush::{BadVapid, Hosts, Vapid, WebPush};
+use async_trait::async_trait;
 use aws_lc_rs::digest::{Context, Digest, SHA256};
-use chappe_protocol::push::{AppName, PushAddress, PushTarget};
+use chappe_protocol::push::{AppName, PushTarget};
 use chappe_protocol::world::World;
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Display};
@@ -60,19 +61,12 @@ impl Parts {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    Apns,
-    Fcm,
-    WebPush,
-}
-
 /// Settings and files in one number: what is the same need not be opened again.
 type Fingerprint = [u8; 32];
 
 #[derive(Default)]
 struct Current {
-    apps: BTreeMap<(Kind, AppName), (Fingerprint, Arc<dyn Provider>)>,
+    apps: BTreeMap<AppKey, (Fingerprint, Arc<dyn Provider>)>,
     /// By key, so that the apps of one team share one token (Apple counts tokens per key).
     signers: BTreeMap<Fingerprint, Arc<ApnsSigner>>,
     logged: BTreeMap<AppName, Arc<dyn Provider>>,
@@ -113,18 +107,8 @@ impl Providers {
         Ok(reloaded)
     }
 
-    /// Wakes a target through its app's provider. Ends within 20 s.
-    pub async fn wake(&self, target: &PushTarget, wake: &Wake) -> Answer {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
-        match current.find(target) {
-            Some(provider) => provider.wake(target, wake).await,
-            None => UNKNOWN_APP.answer(None, None),
-        }
-    }
-
-    /// Whether there is a provider for the target.
-    pub fn serves(&self, target: &PushTarget) -> bool {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).find(target).is_some()
+    fn current(&self) -> Arc<Current> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What was only logged.
@@ -133,15 +117,33 @@ impl Providers {
     }
 }
 
+#[async_trait]
+impl Waking for Providers {
+    fn app_of(&self, target: &PushTarget) -> Option<AppKey> {
+        self.current().find(target).map(|(key, _)| key)
+    }
+
+    async fn wake(&self, target: &PushTarget, wake: &Wake) -> Answer {
+        let found = self.current().find(target);
+        match found {
+            Some((_, provider)) => provider.wake(target, wake).await,
+            None => UNKNOWN_APP.answer(None, None),
+        }
+    }
+}
+
 impl Current {
-    fn find(&self, target: &PushTarget) -> Option<Arc<dyn Provider>> {
-        let kind = match &target.address {
-            PushAddress::Apns { .. } => Kind::Apns,
-            PushAddress::Fcm { .. } => Kind::Fcm,
-            PushAddress::WebPush { .. } => Kind::WebPush,
-        };
-        let configured = self.apps.get(&(kind, target.app.clone())).map(|(_, provider)| provider);
-        configured.or_else(|| self.logged.get(&target.app)).or(self.logged_rest.as_ref()).cloned()
+    fn find(&self, target: &PushTarget) -> Option<(AppKey, Arc<dyn Provider>)> {
+        let key = AppKey { provider: ProviderKind::of(&target.address), app: target.app.clone() };
+        if let Some((_, provider)) = self.apps.get(&key) {
+            return Some((key, provider.clone()));
+        }
+        if let Some(provider) = self.logged.get(&target.app) {
+            return Some((AppKey { provider: ProviderKind::Log, ..key }, provider.clone()));
+        }
+        // Devices name the app here: they queue as one, so that they cannot make queues.
+        let app = AppName::new("log").ok()?;
+        self.logged_rest.clone().map(|provider| (AppKey { provider: ProviderKind::Log, app }, provider))
     }
 }
 
@@ -238,7 +240,7 @@ impl Build<'_> {
     /// Keeps what did not change, else opens it.
     fn place(
         &mut self,
-        key: (Kind, AppName),
+        key: AppKey,
         fingerprint: Fingerprint,
         open: impl FnOnce(&mut Self) -> Result<Arc<dyn Provider>, ConfigError>,
     ) -> Result<(), ConfigError> {
@@ -274,24 +276,28 @@ impl Build<'_> {
         let key = place.read("key_file", &config.key_file)?;
         let roots = place.roots(config.roots_file.as_ref())?;
         let signer = self.signer(place, config, &key)?;
-        self.place((Kind::Apns, app), fingerprint(config, &[&key, &roots]), |build| {
-            let usual = match config.environment {
-                ApnsEnvironment::Production => apns::PRODUCTION,
-                ApnsEnvironment::Sandbox => apns::SANDBOX,
-            };
-            let origin = place.origin(config.base_url.as_ref(), usual)?;
-            let wires =
-                build.parts.wires(&build.parts.named, place.tls(&roots, config.roots_file.is_some())?);
-            let app = ApnsApp {
-                topic: config.topic.clone(),
-                message: config.message,
-                alert_key: config.alert_key.clone(),
-            };
-            let apns = Apns::new(&app, signer, &origin, &wires);
-            let apns =
-                apns.ok_or_else(|| place.error("push_id_invalid", "topic", "the bundle id of the app"))?;
-            Ok(Arc::new(apns))
-        })
+        self.place(
+            AppKey { provider: ProviderKind::Apns, app },
+            fingerprint(config, &[&key, &roots]),
+            |build| {
+                let usual = match config.environment {
+                    ApnsEnvironment::Production => apns::PRODUCTION,
+                    ApnsEnvironment::Sandbox => apns::SANDBOX,
+                };
+                let origin = place.origin(config.base_url.as_ref(), usual)?;
+                let wires =
+                    build.parts.wires(&build.parts.named, place.tls(&roots, config.roots_file.is_some())?);
+                let app = ApnsApp {
+                    topic: config.topic.clone(),
+                    message: config.message,
+                    alert_key: config.alert_key.clone(),
+                };
+                let apns = Apns::new(&app, signer, &origin, &wires);
+                let apns =
+                    apns.ok_or_else(|| place.error("push_id_invalid", "topic", "the bundle id of the app"))?;
+                Ok(Arc::new(apns))
+            },
+        )
     }
 
     fn signer(
@@ -320,9 +326,11 @@ impl Build<'_> {
         let app = place.app()?;
         let json = place.read("service_account_file", &config.service_account_file)?;
         let roots = place.roots(config.roots_file.as_ref())?;
-        self.place((Kind::Fcm, app), fingerprint(config, &[&json, &roots]), |build| {
-            let account =
-                ServiceAccount::from_json(&json, config.token_url.as_deref()).map_err(
+        self.place(
+            AppKey { provider: ProviderKind::Fcm, app },
+            fingerprint(config, &[&json, &roots]),
+            |build| {
+                let account = ServiceAccount::from_json(&json, config.token_url.as_deref()).map_err(
                     |error| match error {
                         fcm::BadServiceAccount::TokenUri if config.token_url.is_some() => {
                             place.error("push_url_invalid", "token_url", "an https address")
@@ -334,14 +342,16 @@ impl Build<'_> {
                         }
                     },
                 )?;
-            let origin = place.origin(config.base_url.as_ref(), fcm::GOOGLE)?;
-            let wires =
-                build.parts.wires(&build.parts.named, place.tls(&roots, config.roots_file.is_some())?);
-            let fcm = Fcm::new(account, config.project.as_deref(), origin, &wires);
-            let fcm = fcm
-                .ok_or_else(|| place.error("push_id_invalid", "project", "the project's id, not its name"))?;
-            Ok(Arc::new(fcm))
-        })
+                let origin = place.origin(config.base_url.as_ref(), fcm::GOOGLE)?;
+                let wires =
+                    build.parts.wires(&build.parts.named, place.tls(&roots, config.roots_file.is_some())?);
+                let fcm = Fcm::new(account, config.project.as_deref(), origin, &wires);
+                let fcm = fcm.ok_or_else(|| {
+                    place.error("push_id_invalid", "project", "the project's id, not its name")
+                })?;
+                Ok(Arc::new(fcm))
+            },
+        )
     }
 
     fn webpush(&mut self, name: &str, config: &WebPushConfig) -> Result<(), ConfigError> {
@@ -349,19 +359,23 @@ impl Build<'_> {
         let app = place.app()?;
         let key = place.read("vapid_key_file", &config.vapid_key_file)?;
         let roots = place.roots(config.roots_file.as_ref())?;
-        self.place((Kind::WebPush, app), fingerprint(config, &[&key, &roots]), |build| {
-            let vapid = Vapid::new(&key, &config.subject).map_err(|error| match error {
-                BadVapid::Key => place.error("push_key_invalid", "vapid_key_file", error),
-                BadVapid::Subject => place.error("push_subject_invalid", "subject", error),
-            })?;
-            let hosts = Hosts::new(&config.allowed_hosts, &config.private_hosts).map_err(|error| {
-                place.error("push_hosts_invalid", "allowed_hosts", format!("{error}; and at least one"))
-            })?;
-            let wires =
-                build.parts.wires(&build.parts.stranger, place.tls(&roots, config.roots_file.is_some())?);
-            let named = build.parts.named.clone();
-            Ok(Arc::new(WebPush::new(vapid, hosts, config.services_max, wires, named)))
-        })
+        self.place(
+            AppKey { provider: ProviderKind::WebPush, app },
+            fingerprint(config, &[&key, &roots]),
+            |build| {
+                let vapid = Vapid::new(&key, &config.subject).map_err(|error| match error {
+                    BadVapid::Key => place.error("push_key_invalid", "vapid_key_file", error),
+                    BadVapid::Subject => place.error("push_subject_invalid", "subject", error),
+                })?;
+                let hosts = Hosts::new(&config.allowed_hosts, &config.private_hosts).map_err(|error| {
+                    place.error("push_hosts_invalid", "allowed_hosts", format!("{error}; and at least one"))
+                })?;
+                let wires =
+                    build.parts.wires(&build.parts.stranger, place.tls(&roots, config.roots_file.is_some())?);
+                let named = build.parts.named.clone();
+                Ok(Arc::new(WebPush::new(vapid, hosts, config.services_max, wires, named)))
+            },
+        )
     }
 }
 

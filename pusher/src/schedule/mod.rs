@@ -1,24 +1,23 @@
 //! When to wake whom, and when again. **Invariant:** pure: time and randomness are handed in, nothing is asked.
 
-mod quiet;
 mod quota;
 
-pub use quiet::{BadQuiet, DAY_MIN, Quiet, QuietHours, WINDOWS_MAX};
-pub use quota::{Bucket, DeviceWakes, Intervals};
+pub use quota::{Bucket, Intervals};
 
 use chappe_protocol::envelope::Urgency;
 use chappe_protocol::time::{Millis, Time, UnixMillis};
 
-/// From a wake that was given, and brought nobody, to the next; the last holds for all that follow.
-pub const REPEATS: [Millis; 5] = [
+/// From a wake that was given, and brought nobody, to the next. After the last of them, some 19 hours after the first, a
+/// device is left alone until something new is for it.
+pub const REPEATS: [Millis; 7] = [
     Millis::from_secs(30),
     Millis::from_secs(120),
     Millis::from_secs(600),
     Millis::from_secs(3600),
     Millis::from_secs(6 * 3600),
+    Millis::from_secs(6 * 3600),
+    Millis::from_secs(6 * 3600),
 ];
-/// A device that no wake has brought since then is left alone until something new is for it.
-pub const REPEAT_MAX: Millis = Millis::from_secs(24 * 3600);
 /// The first backoff, and the longest.
 const BACKOFF_MS: (u64, u64) = (1000, 300_000);
 
@@ -33,13 +32,11 @@ pub fn backoff(failures: u32, asked: Option<Millis>, random: u64) -> Millis {
     if asked > jittered { Millis(asked + random % (asked / 10 + 1)) } else { Millis(jittered) }
 }
 
-/// When to give the next wake for the same slots, `given` (at least 1) having been given, the first at `first_at`, the last
-/// at `last_at`; up to a tenth later by `random`. `None`: no more.
-pub fn repeat(given: u32, first_at: UnixMillis, last_at: UnixMillis, random: u64) -> Option<UnixMillis> {
-    let index = usize::try_from(given.saturating_sub(1)).unwrap_or(usize::MAX).min(REPEATS.len() - 1);
-    let span = REPEATS[index].0;
-    let at = last_at + Millis(span + random % (span / 10 + 1));
-    (at <= first_at + REPEAT_MAX).then_some(at)
+/// When to give the next wake for the same slots after the one that was the `attempt`th (from 0) and given at `at`; up to a
+/// tenth later by `spread`, which every pusher derives alike from whom it is for. `None`: no more.
+pub fn repeat(attempt: u8, at: UnixMillis, spread: u64) -> Option<UnixMillis> {
+    let span = REPEATS.get(usize::from(attempt))?.0;
+    Some(at + Millis(span + spread % (span / 10 + 1)))
 }
 
 /// A wake that waits for its moment: many envelopes, one of these per device.
@@ -98,15 +95,15 @@ mod tests {
 
     #[test]
     fn repeats_grow_and_end_after_a_day() {
-        let (first, mut last, mut given, mut spans) =
-            (UnixMillis(1_000_000), UnixMillis(1_000_000), 1, Vec::new());
-        while let Some(at) = repeat(given, first, last, 0) {
+        let (mut last, mut attempt, mut spans) = (UnixMillis(1_000_000), 0, Vec::new());
+        while let Some(at) = repeat(attempt, last, 0) {
             spans.push((at.0 - last.0) / 1000);
-            (last, given) = (at, given + 1);
+            (last, attempt) = (at, attempt + 1);
         }
         assert_eq!(spans, [30, 120, 600, 3600, 21_600, 21_600, 21_600]);
-        assert_eq!(repeat(1, first, first, u64::MAX).unwrap().0 - first.0, 30_000 + u64::MAX % 3001);
-        assert!(repeat(u32::MAX, first, first, 0).is_some() && repeat(0, first, first, 0).is_some());
+        assert!(last.0 - 1_000_000 <= 24 * 3_600_000);
+        assert_eq!(repeat(0, last, u64::MAX).unwrap().0 - last.0, 30_000 + u64::MAX % 3001);
+        assert_eq!((repeat(7, last, 0), repeat(u8::MAX, last, 0)), (None, None));
     }
 
     #[test]

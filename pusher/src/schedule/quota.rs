@@ -25,42 +25,13 @@ impl Default for Intervals {
 }
 
 impl Intervals {
-    fn of(&self, urgency: Urgency) -> Millis {
+    /// Between a wake and the next one of this urgency.
+    pub fn of(&self, urgency: Urgency) -> Millis {
         match urgency {
             Urgency::Call => self.call,
             Urgency::Message => self.message,
             Urgency::Background => self.background,
         }
-    }
-}
-
-/// When a device was woken last, by urgency.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct DeviceWakes {
-    call: Option<Time>,
-    message: Option<Time>,
-    background: Option<Time>,
-}
-
-impl DeviceWakes {
-    /// The provider has a wake.
-    pub fn given(&mut self, urgency: Urgency, now: Time) {
-        match urgency {
-            Urgency::Call => self.call = Some(now),
-            Urgency::Message => self.message = Some(now),
-            Urgency::Background => self.background = Some(now),
-        }
-    }
-
-    /// From when on the device may be woken so. A wake of less urgency holds back none of more; one of more holds back the
-    /// lesser, since it brought the device already.
-    pub fn due(&self, urgency: Urgency, intervals: &Intervals, now: Time) -> Time {
-        let last = match urgency {
-            Urgency::Call => self.call,
-            Urgency::Message => self.call.max(self.message),
-            Urgency::Background => self.call.max(self.message).max(self.background),
-        };
-        last.map_or(now, |last| now.max(last + intervals.of(urgency)))
     }
 }
 
@@ -106,32 +77,34 @@ impl Bucket {
         }
     }
 
+    /// Whether the whole burst may go.
+    pub fn is_full(&self, now: Time) -> bool {
+        if self.is_paused(now) {
+            return false;
+        }
+        let passed = (now - self.at).0;
+        self.level.saturating_add(passed.saturating_mul(self.per_second)) >= self.burst * 1000
+    }
+
     /// The provider says that the app sends too much: nothing goes until then. A shorter pause does not end a longer one.
     pub fn pause(&mut self, now: Time, span: Millis) {
         self.paused_until = self.paused_until.max(now + span);
+    }
+
+    /// Whether nothing goes.
+    pub fn is_paused(&self, now: Time) -> bool {
+        now < self.paused_until
+    }
+
+    /// Ends a pause.
+    pub fn resume(&mut self) {
+        self.paused_until = Time(0);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_device_is_woken_no_oftener_than_its_urgency_allows() {
-        let intervals = Intervals::default();
-        let mut wakes = DeviceWakes::default();
-        let due = |wakes: &DeviceWakes, urgency, now| wakes.due(urgency, &intervals, Time(now)).0;
-        assert_eq!(due(&wakes, Urgency::Background, 5), 5);
-        wakes.given(Urgency::Background, Time(1000));
-        assert_eq!(due(&wakes, Urgency::Background, 2000), 1_201_000);
-        assert_eq!(due(&wakes, Urgency::Message, 2000), 2000, "the lesser does not hold back the greater");
-        wakes.given(Urgency::Message, Time(2000));
-        assert_eq!(due(&wakes, Urgency::Message, 3000), 12_000);
-        assert_eq!(due(&wakes, Urgency::Background, 3000), 1_202_000, "the message brought it already");
-        assert_eq!(due(&wakes, Urgency::Call, 3000), 3000);
-        wakes.given(Urgency::Call, Time(4000));
-        assert_eq!((due(&wakes, Urgency::Call, 4000), due(&wakes, Urgency::Call, 9000)), (6000, 9000));
-    }
 
     #[test]
     fn an_app_has_its_burst_then_its_rate() {

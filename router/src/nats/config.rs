@@ -14,6 +14,8 @@ pub enum BusRole {
     Gateway,
     /// Answers requests, announces itself, rings.
     Router,
+    /// Takes wake hints.
+    Pusher,
 }
 
 impl BusRole {
@@ -22,6 +24,7 @@ impl BusRole {
         match self {
             Self::Gateway => "gateway",
             Self::Router => "router",
+            Self::Pusher => "pusher",
         }
     }
 }

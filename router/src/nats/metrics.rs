@@ -1,6 +1,6 @@
 //! What a node counts on the bus. **Invariant:** handles are resolved once; no label carries an id.
 
-use crate::metrics::Family;
+use chappe_node::metrics::Family;
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
 
 /// The metrics of the bus of a process.

@@ -11,6 +11,8 @@
 //! | `chappe.<cluster>.reply.<random>.<n>` | the router that was asked | the gateway that asked |
 //! | `chappe.<cluster>.wake.<shard>` | routers | JetStream, for whoever wakes devices |
 //! | `chappe.<cluster>.stored.<random>.<n>` | JetStream | the router that gave it a hint |
+//! | `chappe.<cluster>.job.<random>.<n>` | JetStream | the pusher that asked for hints |
+//! | `$JS.ACK.chappe-<cluster>-wake.pushers.…` | that pusher | JetStream: it is done, or later |
 
 use chappe_protocol::id::GatewayId;
 
@@ -67,6 +69,11 @@ impl Subjects {
     /// Where JetStream answers a router; apart from `reply`, which no router hears.
     pub(crate) fn stored(&self) -> String {
         format!("{}.stored", self.prefix)
+    }
+
+    /// Where JetStream answers a pusher, with hints among others.
+    pub(crate) fn jobs(&self) -> String {
+        format!("{}.job", self.prefix)
     }
 
     pub(crate) fn wake(&self, shard: u8) -> String {

@@ -7,7 +7,8 @@ use chappe_protocol::id::{Bucket, CursorTag, DeviceId, EnvelopeId, MailboxId, Pa
 use chappe_protocol::testing::Rng;
 use chappe_protocol::time::UnixMillis;
 use chappe_storage::{
-    AppendReply, Attach, Attached, DeviceSet, Entry, Result, Store, StoreError, Trimmed, User,
+    AppendReply, Attach, Attached, DeviceSet, Entry, PendingFrom, PendingPage, Result, Store, StoreError,
+    Trimmed, User, Woken,
 };
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -238,8 +239,50 @@ impl Store for Flaky {
         self.inner.add_pending(mailbox).await
     }
 
+    async fn add_pending_at(&self, mailbox: MailboxId, at: UnixMillis) -> Result<()> {
+        self.inner.add_pending_at(mailbox, at).await
+    }
+
     async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {
         self.inner.pending_since(since).await
+    }
+
+    async fn push_targets(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Bytes>> {
+        self.inner.push_targets(mailbox, device).await
+    }
+
+    async fn set_push_targets(&self, mailbox: MailboxId, device: &DeviceId, sealed: Bytes) -> Result<bool> {
+        self.inner.set_push_targets(mailbox, device, sealed).await
+    }
+
+    async fn replace_push_targets(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        old: &Bytes,
+        new: Option<Bytes>,
+    ) -> Result<bool> {
+        self.inner.replace_push_targets(mailbox, device, old, new).await
+    }
+
+    async fn woken(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Woken>> {
+        self.inner.woken(mailbox, device).await
+    }
+
+    async fn raise_woken(&self, mailbox: MailboxId, device: &DeviceId, woken: Woken) -> Result<()> {
+        self.inner.raise_woken(mailbox, device, woken).await
+    }
+
+    async fn pending_in_shard(&self, shard: u16, from: PendingFrom, rows_max: usize) -> Result<PendingPage> {
+        self.inner.pending_in_shard(shard, from, rows_max).await
+    }
+
+    async fn swept(&self, shard: u16) -> Result<Option<UnixMillis>> {
+        self.inner.swept(shard).await
+    }
+
+    async fn raise_swept(&self, shard: u16, upto: UnixMillis) -> Result<()> {
+        self.inner.raise_swept(shard, upto).await
     }
 
     fn cursor_tag(&self, mailbox: MailboxId) -> CursorTag {

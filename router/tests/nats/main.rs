@@ -9,6 +9,7 @@ mod clusters;
 mod common;
 mod connection;
 mod endings;
+mod jobs;
 mod logs;
 mod permissions;
 mod server;

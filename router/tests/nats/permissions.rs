@@ -22,7 +22,8 @@ async fn start() -> (Server, Cluster, String) {
     let rules = rules
         .replace("{{cluster}}", &name)
         .replace("{{gateway}}", "user: gateway, password: secret")
-        .replace("{{router}}", &format!("nkey: {}", router.public_key()));
+        .replace("{{router}}", &format!("nkey: {}", router.public_key()))
+        .replace("{{pusher}}", "user: pusher, password: secret");
     let jetstream = "jetstream { store_dir: \"{{folder}}/js\" }";
     let server = Server::start(&format!("max_payload: 8MB\n{jetstream}\nauthorization {{{rules}")).await;
     let mut cluster = Cluster::named(&server.url(), &name);
@@ -31,6 +32,9 @@ async fn start() -> (Server, Cluster, String) {
     let (password, seed) = (server.folder.path().join("password"), server.folder.path().join("seed"));
     std::fs::write(&password, "gateway:secret\n").unwrap();
     std::fs::write(&seed, format!("{router_seed}\n")).unwrap();
+    let pusher = server.folder.path().join("pusher");
+    std::fs::write(&pusher, "pusher:secret\n").unwrap();
+    cluster.pusher_config.credentials = Credentials::UserPasswordFile(pusher);
     cluster.gateway_config.credentials = Credentials::UserPasswordFile(password);
     cluster.router_config.credentials = Credentials::NkeySeedFile(seed);
     (server, cluster, router_seed)
@@ -111,12 +115,15 @@ async fn each_role_can_do_its_work_and_nothing_else() {
     assert!(bells.try_recv().is_err(), "no bell came of it");
     assert_eq!(gateway.metrics.invalid.get(), 0, "nothing reached our gateway");
 
-    // Not as a router: ask, answer who did not ask, hear answers and bells, read hints, delete or empty a stream, make another.
+    // Not as a router: ask, answer who did not ask, hear answers and bells, read hints, empty the stream, make or delete another.
     let (client, denied) = raw(ConnectOptions::with_nkey(router_seed), &server).await;
     let purge = format!("$JS.API.STREAM.PURGE.{stream}");
     let read = format!("$JS.API.CONSUMER.CREATE.{stream}");
     let other = "$JS.API.STREAM.CREATE.other".to_owned();
-    for subject in [&format!("chappe.{name}.router.1.ask"), &ask, &answer, &gone, &purge, &read, &other] {
+    let others = "$JS.API.STREAM.DELETE.other".to_owned();
+    let job = format!("chappe.{name}.job.someone.1");
+    let router_ask = format!("chappe.{name}.router.1.ask");
+    for subject in [&router_ask, &ask, &answer, &purge, &read, &other, &others, &job] {
         client.publish(subject.clone(), "x".into()).await.unwrap();
         is_denied(&denied, "publish", subject).await;
     }
@@ -126,6 +133,7 @@ async fn each_role_can_do_its_work_and_nothing_else() {
         format!("chappe.{name}.wake.*"),
         bell,
         ask.clone(),
+        format!("chappe.{name}.job.>"),
         ">".to_owned(),
     ];
     for subject in heard {
@@ -137,6 +145,62 @@ async fn each_role_can_do_its_work_and_nothing_else() {
         (0, 0),
         "our own code tries nothing else"
     );
+}
+
+#[tokio::test]
+async fn a_pusher_takes_hints_and_nothing_else() {
+    let (server, cluster, _seed) = start().await;
+    let name = cluster.gateway_config.cluster_name.clone();
+    let stream = crate::wakes::stream_of(&cluster);
+
+    // The work: it makes stream and consumer, takes a hint, gives it back, takes it again, and is done.
+    let mut pusher = crate::jobs::pusher(&cluster, crate::jobs::quick()).await;
+    until("hints can come", || pusher.metrics.up.get() == 1).await;
+    let gateway = cluster.gateway().await;
+    let router = cluster.router(1).await;
+    gateway.hears(1).await;
+    crate::wakes::is_up(&router).await;
+    let ben = cluster.mailbox("ben").await;
+    crate::wakes::accepted(&gateway, ben, 1).await;
+    let job = soon("the hint", pusher.jobs.next()).await.unwrap();
+    assert_eq!(job.hint.mailbox, ben);
+    job.later(Millis(0));
+    soon("the hint again", pusher.jobs.next()).await.unwrap().done();
+    assert_eq!(pusher.jobs.trouble(), None);
+    assert_eq!(pusher.bus_metrics.denied.get(), 0, "our own code tries nothing else");
+
+    // Not: hint, ask, ring, announce; set, empty, delete or read the stream; touch the consumer beyond making it.
+    let options = ConnectOptions::with_user_and_password("pusher".into(), "secret".into());
+    let (client, denied) = raw(options, &server).await;
+    for subject in [
+        format!("chappe.{name}.wake.3"),
+        format!("chappe.{name}.ask"),
+        format!("chappe.{name}.bell.{}", gateway.id),
+        format!("chappe.{name}.up"),
+        format!("chappe.{name}.job.someone.1"),
+        format!("$JS.API.STREAM.UPDATE.{stream}"),
+        format!("$JS.API.STREAM.DELETE.{stream}"),
+        format!("$JS.API.STREAM.PURGE.{stream}"),
+        format!("$JS.API.STREAM.MSG.GET.{stream}"),
+        format!("$JS.API.STREAM.MSG.DELETE.{stream}"),
+        format!("$JS.API.CONSUMER.DELETE.{stream}.pushers"),
+        format!("$JS.API.CONSUMER.CREATE.{stream}.other"),
+        "$JS.API.STREAM.CREATE.other".to_owned(),
+    ] {
+        client.publish(subject.clone(), "x".into()).await.unwrap();
+        is_denied(&denied, "publish", &subject).await;
+    }
+    for subject in [
+        format!("chappe.{name}.wake.*"),
+        format!("chappe.{name}.ask"),
+        format!("chappe.{name}.bell.*"),
+        format!("chappe.{name}.stored.>"),
+        format!("chappe.{name}.reply.>"),
+        ">".to_owned(),
+    ] {
+        let _subscription = client.subscribe(subject.clone()).await.unwrap();
+        is_denied(&denied, "subscription", &subject).await;
+    }
 }
 
 #[tokio::test]

@@ -105,6 +105,7 @@ pub struct Cluster {
     pub directory: Arc<Directory>,
     pub gateway_config: NatsConfig,
     pub router_config: NatsConfig,
+    pub pusher_config: NatsConfig,
     /// With this its routers hint to JetStream.
     pub wakes: Option<WakeConfig>,
 }
@@ -134,6 +135,7 @@ impl Cluster {
             directory,
             gateway_config: config(BusRole::Gateway),
             router_config: config(BusRole::Router),
+            pusher_config: config(BusRole::Pusher),
             wakes: None,
         }
     }

@@ -3,7 +3,7 @@
 use crate::common::{lists, outcomes, submit_of};
 use crate::server::Server;
 use crate::support::{BUDGET, Cluster, Gateway, RouterProcess, soon, until};
-use async_nats::jetstream::stream::{DiscardPolicy, StorageType};
+use async_nats::jetstream::stream::{DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, Context};
 use chappe_protocol::id::{ClusterId, MailboxId};
 use chappe_protocol::internode::{InternodeError, Outcome, Request, WakeHint};
@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-const JETSTREAM: &str = "max_payload: 8MB\njetstream { store_dir: \"{{folder}}/js\", sync_interval: always, max_file_store: 256MB }";
+pub(crate) const JETSTREAM: &str = "max_payload: 8MB\njetstream { store_dir: \"{{folder}}/js\", sync_interval: always, max_file_store: 256MB }";
 
 /// Quick, for tests.
 pub(crate) fn quick() -> WakeConfig {
@@ -26,7 +26,7 @@ pub(crate) fn quick() -> WakeConfig {
     }
 }
 
-async fn start(config: &str) -> (Server, Cluster) {
+pub(crate) async fn start(config: &str) -> (Server, Cluster) {
     let server = Server::start(config).await;
     let mut cluster = Cluster::at(&server.url());
     cluster.wakes = Some(quick());
@@ -122,6 +122,7 @@ async fn the_stream_is_bounded_and_follows_the_settings_of_the_router_that_start
     assert_eq!(found.subjects, [format!("chappe.{name}.wake.*")]);
     assert_eq!((found.max_bytes, found.max_age), (64 << 20, Duration::from_mins(1)));
     assert_eq!((found.discard, found.storage), (DiscardPolicy::Old, StorageType::File));
+    assert_eq!(found.retention, RetentionPolicy::WorkQueue, "what is done goes");
     assert_eq!((found.num_replicas, router.wakes.created.get()), (1, 1));
     let narrow = WakeConfig { stream_bytes_max: 1 << 20, ..quick() };
     cluster.wakes = Some(narrow);
@@ -320,6 +321,38 @@ async fn a_stream_that_somebody_made_endless_is_not_used() {
     has_trouble(&router, "wakes_stream_differs").await;
     context.delete_stream(stream_of(&cluster)).await.unwrap();
     is_up(&router).await;
+}
+
+/// As routers made it before there were pushers.
+#[tokio::test]
+async fn a_stream_of_the_old_kind_is_replaced() {
+    let (server, cluster) = start(JETSTREAM).await;
+    let context = jetstream(&server).await;
+    let old = async_nats::jetstream::stream::Config {
+        name: stream_of(&cluster),
+        subjects: vec![format!("chappe.{}.wake.*", cluster.gateway_config.cluster_name)],
+        max_bytes: 64 << 20,
+        max_age: Duration::from_mins(1),
+        discard: DiscardPolicy::Old,
+        ..Default::default()
+    };
+    let retention = async || {
+        let stream = context.get_stream(stream_of(&cluster)).await.unwrap();
+        stream.cached_info().config.retention
+    };
+    context.create_stream(old.clone()).await.unwrap();
+    assert_eq!(retention().await, RetentionPolicy::Limits);
+    let (gateway, router) = (cluster.gateway().await, cluster.router(1).await);
+    is_up(&router).await;
+    assert_eq!((retention().await, router.wakes.created.get()), (RetentionPolicy::WorkQueue, 1));
+    let ben = cluster.mailbox("ben").await;
+    accepted(&gateway, ben, 1).await;
+    until("it is stored", || router.wakes.stored.get() == 1).await;
+    // A router of that time, on its first day beside us.
+    context.delete_stream(stream_of(&cluster)).await.unwrap();
+    context.create_stream(old).await.unwrap();
+    until("it is replaced again", || router.wakes.created.get() >= 2).await;
+    assert_eq!(retention().await, RetentionPolicy::WorkQueue);
 }
 
 #[tokio::test]

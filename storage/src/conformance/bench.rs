@@ -5,7 +5,10 @@ use crate::error::{Result, StoreError};
 use crate::planted::Planted;
 use crate::rows::{Partition, Rows};
 use crate::slotlog::{LogConfig, SlotLog};
-use crate::{AppendReply, Attach, Attached, DeviceSet, Entry, EntryPayload, Store, Trimmed, User};
+use crate::{
+    AppendReply, Attach, Attached, DeviceSet, Entry, EntryPayload, PendingFrom, PendingPage, Store, Trimmed,
+    User, Woken,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, Page, PageEnd, Sender, Slot, Urgency};
@@ -337,8 +340,50 @@ impl<R: Rows> Store for Patient<R> {
         again(|| self.0.add_pending(mailbox)).await
     }
 
+    async fn add_pending_at(&self, mailbox: MailboxId, at: UnixMillis) -> Result<()> {
+        again(|| self.0.add_pending_at(mailbox, at)).await
+    }
+
     async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {
         again(|| self.0.pending_since(since)).await
+    }
+
+    async fn push_targets(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Bytes>> {
+        again(|| self.0.push_targets(mailbox, device)).await
+    }
+
+    async fn set_push_targets(&self, mailbox: MailboxId, device: &DeviceId, sealed: Bytes) -> Result<bool> {
+        again(|| self.0.set_push_targets(mailbox, device, sealed.clone())).await
+    }
+
+    async fn replace_push_targets(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        old: &Bytes,
+        new: Option<Bytes>,
+    ) -> Result<bool> {
+        again(|| self.0.replace_push_targets(mailbox, device, old, new.clone())).await
+    }
+
+    async fn woken(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Woken>> {
+        again(|| self.0.woken(mailbox, device)).await
+    }
+
+    async fn raise_woken(&self, mailbox: MailboxId, device: &DeviceId, woken: Woken) -> Result<()> {
+        again(|| self.0.raise_woken(mailbox, device, woken)).await
+    }
+
+    async fn pending_in_shard(&self, shard: u16, from: PendingFrom, rows_max: usize) -> Result<PendingPage> {
+        again(|| self.0.pending_in_shard(shard, from, rows_max)).await
+    }
+
+    async fn swept(&self, shard: u16) -> Result<Option<UnixMillis>> {
+        again(|| self.0.swept(shard)).await
+    }
+
+    async fn raise_swept(&self, shard: u16, upto: UnixMillis) -> Result<()> {
+        again(|| self.0.raise_swept(shard, upto)).await
     }
 
     fn cursor_tag(&self, mailbox: MailboxId) -> CursorTag {

@@ -9,11 +9,10 @@ use super::table::{ID_MS, Outcome, Reads, Tables};
 use super::values;
 use crate::EntryPayload;
 use crate::rows::Partition;
+use crate::wakes::PENDING_MS;
 use chappe_protocol::time::{Millis, UnixMillis};
 use redb::ReadableTable;
 
-/// How long a pending note is kept.
-pub(super) const PENDING_MS: u64 = 24 * 3_600_000;
 /// Due rows in one step.
 const DUE_MAX: usize = 64;
 /// Bytes read in one step; one partition may always go.

@@ -14,6 +14,9 @@ enum Section {
     Device = 3,
     Cursor = 4,
     Log = 5,
+    Push = 6,
+    Woken = 7,
+    End = 8,
 }
 
 /// What a partition of the log holds. The head lies behind the newest slot, so that an append changes both on one page.
@@ -29,6 +32,7 @@ const MAILBOX: u8 = b'b';
 const DUE: u8 = b'd';
 const PENDING: u8 = b'n';
 const PAYLOAD: u8 = b'p';
+const SWEPT: u8 = b's';
 const USER: u8 = b'u';
 
 /// The incarnation of the data.
@@ -81,6 +85,23 @@ pub(super) fn devices(of: MailboxId) -> (Vec<u8>, Vec<u8>, usize) {
 /// Devices and cursors of a mailbox.
 pub(super) fn devices_and_cursors(of: MailboxId) -> (Vec<u8>, Vec<u8>) {
     (mailbox(of, Section::Device), mailbox(of, Section::Log))
+}
+
+/// Push targets and wakes of a mailbox.
+pub(super) fn pushes_and_wakes(of: MailboxId) -> (Vec<u8>, Vec<u8>) {
+    (mailbox(of, Section::Push), mailbox(of, Section::End))
+}
+
+pub(super) fn push(of: MailboxId, device: &DeviceId) -> Vec<u8> {
+    let mut key = mailbox(of, Section::Push);
+    key.extend_from_slice(device.as_str().as_bytes());
+    key
+}
+
+pub(super) fn woken(of: MailboxId, device: &DeviceId) -> Vec<u8> {
+    let mut key = mailbox(of, Section::Woken);
+    key.extend_from_slice(device.as_str().as_bytes());
+    key
 }
 
 pub(super) fn cursor(of: MailboxId, device: &DeviceId) -> Vec<u8> {
@@ -155,14 +176,16 @@ pub(super) fn pending_from(minute: u64) -> Vec<u8> {
     key
 }
 
-/// Behind the last note.
-pub(super) const PENDING_END: &[u8] = &[PENDING + 1];
-
 /// The minute and the mailbox of a note.
 pub(super) fn read_pending(key: &[u8]) -> Option<(u64, MailboxId)> {
     let (_, rest) = key.split_first()?;
     let (minute, mailbox) = rest.split_first_chunk::<8>()?;
     Some((u64::from_be_bytes(*minute), MailboxId::from_slice(mailbox)?))
+}
+
+/// The watermark of a shard.
+pub(super) fn swept(shard: u8) -> Vec<u8> {
+    vec![SWEPT, shard]
 }
 
 /// What has an end: a partition with ids and payloads, or a shared payload.

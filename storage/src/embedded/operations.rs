@@ -3,20 +3,19 @@
 
 use super::EmbeddedRows;
 use super::append::{self, Owned};
-use super::expiry::{PENDING_MS, due_at};
+use super::expiry::due_at;
 use super::keys::{self, Mortal};
 use super::table::{Failure, Reads};
 use super::values::{self, Damaged};
 use crate::error::{Result, StoreError};
 use crate::rows::{Applied, Batch, Floor, Head, Partition, Rows, SlotRow};
-use crate::{Device, EntryPayload, User};
+use crate::{Device, EntryPayload, PendingFrom, PendingPage, User, Woken};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chappe_protocol::id::{
     Bucket, ConnectionId, DeviceId, EnvelopeId, Epoch, MailboxId, PayloadId, Seq, UserId,
 };
 use chappe_protocol::time::UnixMillis;
-use std::collections::BTreeSet;
 
 /// Pending notes that may wait in memory; a note beyond that is a write of its own.
 const NOTES_MAX: usize = 65_536;
@@ -182,6 +181,7 @@ impl Rows for EmbeddedRows {
             let stored = tables.rows().read_device(mailbox, &device)?;
             if let Some((device, written)) = stored.filter(|(device, _)| !device.revoked) {
                 tables.raise_device_version(mailbox)?;
+                tables.remove(&keys::push(mailbox, &device.device))?;
                 tables.put_device(mailbox, &Device { revoked: true, ..device }, written)?;
             }
             Ok(())
@@ -189,9 +189,37 @@ impl Rows for EmbeddedRows {
         .await
     }
 
+    async fn push(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Bytes>> {
+        self.read(|rows| rows.read_push(mailbox, device))
+    }
+
+    async fn set_push(&self, mailbox: MailboxId, device: &DeviceId, push: Bytes) -> Result<bool> {
+        self.put_push(mailbox, device, push).await
+    }
+
+    async fn replace_push(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        old: &Bytes,
+        new: Option<Bytes>,
+    ) -> Result<bool> {
+        self.swap_push(mailbox, device, old, new).await
+    }
+
+    async fn woken(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Woken>> {
+        self.read(|rows| rows.read_woken(mailbox, device))
+    }
+
+    async fn raise_woken(&self, mailbox: MailboxId, device: &DeviceId, woken: Woken) -> Result<()> {
+        self.put_woken(mailbox, device, woken).await
+    }
+
     async fn delete_devices(&self, mailbox: MailboxId) -> Result<()> {
         self.write(0, move |tables| {
             let (from, to) = keys::devices_and_cursors(mailbox);
+            tables.remove_range(&from, &to)?;
+            let (from, to) = keys::pushes_and_wakes(mailbox);
             tables.remove_range(&from, &to)?;
             tables.remove(&keys::device_version(mailbox))
         })
@@ -274,21 +302,24 @@ impl Rows for EmbeddedRows {
         self.write(0, move |tables| tables.put(&keys::pending(minute, mailbox), &[])).await
     }
 
+    async fn add_pending_at(&self, mailbox: MailboxId, at: UnixMillis) -> Result<()> {
+        self.note_at(mailbox, at).await
+    }
+
     async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {
-        let now = self.now();
-        let first = since.0.max(now.0.saturating_sub(PENDING_MS)) / 60_000;
-        // The notes before the rows: a note leaves the one after it came to the other.
-        let waiting =
-            self.shared.notes().range((first, MailboxId::default())..).map(|(_, mailbox)| *mailbox).collect();
-        self.read_aside(move |rows| {
-            let mut mailboxes: BTreeSet<MailboxId> = waiting;
-            rows.visit(&keys::pending_from(first), keys::PENDING_END, |key, _| {
-                mailboxes.insert(keys::read_pending(key).ok_or(Damaged)?.1);
-                Ok(true)
-            })?;
-            Ok((mailboxes.into_iter().collect(), now))
-        })
-        .await
+        self.noted_since(since).await
+    }
+
+    async fn pending_page(&self, shard: u8, from: PendingFrom, rows_max: usize) -> Result<PendingPage> {
+        self.noted(shard, from, rows_max).await
+    }
+
+    async fn swept(&self, shard: u8) -> Result<Option<UnixMillis>> {
+        self.read(|rows| rows.read_swept(shard))
+    }
+
+    async fn raise_swept(&self, shard: u8, upto: UnixMillis) -> Result<()> {
+        self.put_swept(shard, upto).await
     }
 
     fn now(&self) -> UnixMillis {

@@ -6,7 +6,8 @@ use super::keys;
 use super::values::{self, Damaged};
 use crate::error::StoreError;
 use crate::rows::{Floor, Head, Partition};
-use crate::{Device, User};
+use crate::{Device, User, Woken};
+use bytes::Bytes;
 use chappe_protocol::id::{Bucket, DeviceId, EnvelopeId, MailboxId, Seq, UserId};
 use chappe_protocol::time::{Millis, UnixMillis};
 use redb::{ReadableTable, Table, TableDefinition};
@@ -115,6 +116,21 @@ pub(super) trait Reads: ReadableTable<&'static [u8], &'static [u8]> {
             Ok(true)
         })?;
         Ok((version, devices))
+    }
+
+    /// A device's sealed push targets.
+    fn read_push(&self, of: MailboxId, device: &DeviceId) -> Outcome<Option<Bytes>> {
+        self.row(&keys::push(of, device), values::read_push)
+    }
+
+    /// How far a device was woken.
+    fn read_woken(&self, of: MailboxId, device: &DeviceId) -> Outcome<Option<Woken>> {
+        self.row(&keys::woken(of, device), values::read_woken)
+    }
+
+    /// A shard's watermark.
+    fn read_swept(&self, shard: u8) -> Outcome<Option<UnixMillis>> {
+        Ok(self.row(&keys::swept(shard), values::read_number)?.map(UnixMillis))
     }
 
     /// A user.

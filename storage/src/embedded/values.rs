@@ -2,7 +2,7 @@
 //! **Invariant:** what was written reads back the same; bytes that were changed on the disk read back as [`Damaged`].
 
 use crate::rows::{Floor, Head, SlotRow};
-use crate::{Device, Entry, EntryPayload, User};
+use crate::{Device, Entry, EntryPayload, User, Woken};
 use bytes::Bytes;
 use chappe_protocol::envelope::{DeviceFilter, Sender, Urgency};
 use chappe_protocol::id::{
@@ -198,6 +198,24 @@ pub(super) fn payload(expires_at: UnixMillis, bytes: &[u8]) -> Vec<u8> {
 pub(super) fn read_payload(value: &[u8]) -> Result<(UnixMillis, Bytes), Damaged> {
     let mut read = In::open(value)?;
     Ok((UnixMillis(read.u64()?), Bytes::copy_from_slice(read.rest())))
+}
+
+/// Sealed push targets.
+pub(super) fn push(sealed: &[u8]) -> Vec<u8> {
+    Out::new(sealed.len()).raw(sealed).done()
+}
+
+pub(super) fn read_push(value: &[u8]) -> Result<Bytes, Damaged> {
+    Ok(Bytes::copy_from_slice(In::open(value)?.rest()))
+}
+
+pub(super) fn woken(woken: Woken) -> Vec<u8> {
+    Out::new(17).u64(woken.seq.0).u8(woken.attempt).u64(woken.at.0).done()
+}
+
+pub(super) fn read_woken(value: &[u8]) -> Result<Woken, Damaged> {
+    let mut read = In::open(value)?;
+    Ok(Woken { seq: Seq(read.u64()?), attempt: read.u8()?, at: UnixMillis(read.u64()?) })
 }
 
 const GONE: u8 = 1;

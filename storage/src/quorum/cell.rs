@@ -3,7 +3,7 @@
 //! values with one timestamp the greater wins. So the order in which copies meet decides nothing.
 
 use crate::rows::{Floor, Head, Partition};
-use crate::{Entry, User};
+use crate::{Entry, User, Woken};
 use bytes::Bytes;
 use chappe_protocol::envelope::Sender;
 use chappe_protocol::id::{
@@ -24,8 +24,11 @@ pub(super) enum Key {
     Floor(MailboxId),
     Cursors(MailboxId),
     Devices(MailboxId),
+    Wokens(MailboxId),
     User(UserId),
     Payload(PayloadId),
+    /// A shard's watermark.
+    Swept(u8),
     /// One partition here; sharded by mailbox and minute in CQL, where no two of them are written together either.
     Pending,
 }
@@ -53,6 +56,8 @@ pub(super) enum Column {
     /// Of a device: epoch, connection and when.
     Session,
     Revoked,
+    /// Of a device: its sealed push targets.
+    Push,
     /// Static of the devices.
     Version,
 }
@@ -68,6 +73,8 @@ pub(super) enum Value {
     Bytes(Bytes, UnixMillis),
     Seq(Seq),
     Bucket(Bucket),
+    Push(Bytes),
+    Woken(Woken),
     Floor(Floor),
     User(User),
     /// `since` and when the device was created.
@@ -83,7 +90,10 @@ impl Value {
         match self {
             Self::Session(epoch, connection, at) => (epoch.0, connection.0, at.0),
             Self::Seq(Seq(n)) | Self::Bucket(Bucket(n)) | Self::Count(n) => (*n, [0; 16], 0),
-            Self::Head(_)
+            // Slot and attempt are the timestamp: `Woken::stamp`.
+            Self::Woken(woken) => (woken.at.0, [0; 16], 0),
+            Self::Push(_)
+            | Self::Head(_)
             | Self::Form(_)
             | Self::Payload(..)
             | Self::Bytes(..)
@@ -138,6 +148,11 @@ impl Write {
     /// A cell that lives for ever.
     pub(super) fn set(row: Row, column: Column, value: Value) -> Self {
         Self::Cell { row, column, value: Some(value), at: None, until: None }
+    }
+
+    /// No cell any more.
+    pub(super) fn unset(row: Row, column: Column) -> Self {
+        Self::Cell { row, column, value: None, at: None, until: None }
     }
 
     /// A cell that ends.

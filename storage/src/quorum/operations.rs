@@ -9,17 +9,16 @@ use super::writes::{
     device_of, floor_of, has_inline, head_of, id_of, next_version, set_head, user_of, version_of,
 };
 use crate::error::{Result, StoreError};
-use crate::memory::{PENDING_MS, check};
+use crate::memory::check;
 use crate::planted::Planted;
 use crate::rows::{Applied, Batch, Floor, Head, Partition, Rows, SlotRow};
-use crate::{Device, Entry, User};
+use crate::{Device, Entry, PendingFrom, PendingPage, User, Woken};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chappe_protocol::id::{
     Bucket, ConnectionId, DeviceId, EnvelopeId, Epoch, MailboxId, PayloadId, Seq, UserId,
 };
-use chappe_protocol::time::{Millis, UnixMillis};
-use std::collections::BTreeSet;
+use chappe_protocol::time::UnixMillis;
 
 fn one(key: Key, write: Write) -> Mutation {
     Mutation { key, writes: vec![write] }
@@ -272,16 +271,48 @@ impl Rows for QuorumRows {
             if device_of(found.view, device).is_none_or(|(device, _)| device.revoked) {
                 return (None, ());
             }
-            let row = Write::set(Row::Device(device.clone()), Column::Revoked, Value::Yes);
-            (Some(Mutation { key: key.clone(), writes: vec![row, next_version(found.view)] }), ())
+            let row = Row::Device(device.clone());
+            let writes = vec![
+                Write::set(row.clone(), Column::Revoked, Value::Yes),
+                Write::unset(row, Column::Push),
+                next_version(found.view),
+            ];
+            (Some(Mutation { key: key.clone(), writes }), ())
         };
         self.transact(&key, decide).await
+    }
+
+    async fn push(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Bytes>> {
+        self.push_of(mailbox, device).await
+    }
+
+    async fn set_push(&self, mailbox: MailboxId, device: &DeviceId, push: Bytes) -> Result<bool> {
+        self.put_push(mailbox, device, push).await
+    }
+
+    async fn replace_push(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        old: &Bytes,
+        new: Option<Bytes>,
+    ) -> Result<bool> {
+        self.swap_push(mailbox, device, old, new).await
+    }
+
+    async fn woken(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Woken>> {
+        self.woken_of(mailbox, device).await
+    }
+
+    async fn raise_woken(&self, mailbox: MailboxId, device: &DeviceId, woken: Woken) -> Result<()> {
+        self.put_woken(mailbox, device, woken).await
     }
 
     async fn delete_devices(&self, mailbox: MailboxId) -> Result<()> {
         // A mailbox id is never used again, so nothing may ever be seen in these partitions.
         self.write(one(Key::Devices(mailbox), Write::Partition(Stamp::MAX)), 0).await?;
-        self.write(one(Key::Cursors(mailbox), Write::Partition(Stamp::MAX)), 0).await
+        self.write(one(Key::Cursors(mailbox), Write::Partition(Stamp::MAX)), 0).await?;
+        self.write(one(Key::Wokens(mailbox), Write::Partition(Stamp::MAX)), 0).await
     }
 
     async fn user(&self, user: &UserId, serial: bool) -> Result<Option<User>> {
@@ -341,22 +372,27 @@ impl Rows for QuorumRows {
     }
 
     async fn add_pending(&self, mailbox: MailboxId) -> Result<()> {
-        let minute = self.now().0 / 60_000;
-        let until = UnixMillis(minute * 60_000 + PENDING_MS) + super::TTL_SLACK + Millis(60_000);
-        let write = Write::set_until(Row::Minute(minute, mailbox), Column::Value, Value::Yes, until);
-        self.write(one(Key::Pending, write), self.now_stamp()).await
+        self.note(mailbox, UnixMillis(0)).await
+    }
+
+    async fn add_pending_at(&self, mailbox: MailboxId, at: UnixMillis) -> Result<()> {
+        self.note(mailbox, at).await
     }
 
     async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {
-        let now = self.now();
-        let from = since.0.max(now.0.saturating_sub(PENDING_MS)) / 60_000;
-        let view = self.read(&Key::Pending).await?;
-        let noted = |(row, _): (&Row, &Value)| match row {
-            Row::Minute(minute, mailbox) if *minute >= from => Some(*mailbox),
-            Row::Minute(..) | Row::Static | Row::Slot(_) | Row::Id(_) | Row::Device(_) => None,
-        };
-        let noted: BTreeSet<_> = view.rows(Column::Value).filter_map(noted).collect();
-        Ok((noted.into_iter().collect(), now))
+        self.noted_since(since).await
+    }
+
+    async fn pending_page(&self, shard: u8, from: PendingFrom, rows_max: usize) -> Result<PendingPage> {
+        self.noted(shard, from, rows_max).await
+    }
+
+    async fn swept(&self, shard: u8) -> Result<Option<UnixMillis>> {
+        self.swept_of(shard).await
+    }
+
+    async fn raise_swept(&self, shard: u8, upto: UnixMillis) -> Result<()> {
+        self.put_swept(shard, upto).await
     }
 
     fn now(&self) -> UnixMillis {

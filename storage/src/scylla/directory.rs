@@ -1,4 +1,4 @@
-//! Everything that is not the log: hints, floors, cursors, devices, users, payloads, pending rows.
+//! Everything that is not the log: hints, floors, cursors, devices, users, payloads.
 //! **Invariant:** what only grows is written so that the database itself keeps the greatest: by timestamp or by transaction.
 
 use super::append::ttl_s;
@@ -10,31 +10,17 @@ use crate::{Device, User};
 use bytes::Bytes;
 use chappe_protocol::id::{Bucket, ConnectionId, DeviceId, Epoch, MailboxId, PayloadId, Seq, UserId};
 use chappe_protocol::time::UnixMillis;
-use futures_util::{StreamExt, TryStreamExt, stream};
-use scylla::response::query_result::QueryRowsResult;
-use std::collections::BTreeSet;
 use tokio::sync::SemaphorePermit;
 
 /// Tries of a transaction on a row that others change too. Each refusal means that another one succeeded.
 const ROUNDS_MAX: usize = 50;
 /// Devices that one statement reads.
 const DEVICES_PAGE: usize = 512;
-/// Partitions that hold one minute's pending rows.
-const SHARDS: u8 = MailboxId::SHARDS;
-/// Pending rows that one statement reads.
-const PENDING_PAGE: usize = 5000;
-/// Partitions of pending rows read at once.
-const PENDING_PARALLEL: usize = 16;
-/// A read of pending rows ends when it has found more; callers take so many for *all of them* (`ProbeConfig`).
-pub(super) const PENDING_FOUND_MAX: usize = 1_000_001;
-/// How long pending rows are kept.
-const PENDING_MS: u64 = 24 * 3_600_000;
-const MINUTE_MS: u64 = 60_000;
 /// What is written to an erased mailbox within this time stays deleted. ScyllaDB takes up to three days.
 const ERASED_AHEAD_US: u64 = 24 * 3_600_000_000;
 
 /// A device and the times of its conditional writes.
-type TimeColumns<'a> = (Option<&'a str>, Option<i64>, Option<i64>);
+type TimeColumns<'a> = (Option<&'a str>, Option<i64>, Option<i64>, Option<i64>);
 type DeviceColumns<'a> = (Option<i64>, Option<bool>, Option<&'a [u8]>);
 
 fn device_row(device: &DeviceId, columns: DeviceColumns<'_>) -> Result<Option<Device>, Damaged> {
@@ -46,11 +32,7 @@ fn device_row(device: &DeviceId, columns: DeviceColumns<'_>) -> Result<Option<De
     Ok(Some(Device { device: device.clone(), since: Seq(from_big(since)?), revoked, epoch, connection }))
 }
 
-fn shard_of(mailbox: MailboxId) -> i8 {
-    i8::try_from(mailbox.shard()).unwrap_or_default()
-}
-
-fn limit(rows: usize) -> Value<'static> {
+pub(super) fn limit(rows: usize) -> Value<'static> {
     Value::Int(i32::try_from(rows).unwrap_or(i32::MAX))
 }
 
@@ -255,8 +237,8 @@ impl Database {
             let answer = rows(self.run(&self.statements.device_times, &values).await?)?;
             let mut last = None;
             for row in answer.rows::<TimeColumns<'_>>().map_err(damaged)? {
-                let (device, since, revoked) = row.map_err(damaged)?;
-                let written = since.unwrap_or_default().max(revoked.unwrap_or_default());
+                let (device, since, revoked, push) = row.map_err(damaged)?;
+                let written = since.max(revoked).max(push).unwrap_or_default();
                 newest = newest.max(from_big(written)?);
                 last = device.map(str::to_owned);
             }
@@ -269,6 +251,7 @@ impl Database {
         let mailbox = mailbox.as_bytes();
         self.run(&self.statements.delete_devices, &[beyond(), Value::Blob(mailbox)]).await?;
         self.run(&self.statements.delete_cursors, &[beyond(), Value::Blob(mailbox)]).await?;
+        self.run(&self.statements.delete_wokens, &[beyond(), Value::Blob(mailbox)]).await?;
         Ok(())
     }
 
@@ -330,75 +313,11 @@ impl Database {
     pub(super) async fn delete_payload(&self, id: PayloadId) -> Result<()> {
         self.run_if(&self.statements.delete_payload, &[Value::Blob(id.as_bytes())]).await.map(drop)
     }
-
-    pub(super) async fn add_pending(&self, mailbox: MailboxId) -> Result<()> {
-        let minute = self.clock.now().0 / MINUTE_MS;
-        let values = [Value::Tiny(shard_of(mailbox)), big(minute), Value::Blob(mailbox.as_bytes())];
-        self.run(&self.statements.add_pending, &values).await.map(drop)
-    }
-
-    pub(super) async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {
-        let now = self.clock.now();
-        let first = since.0.max(now.0.saturating_sub(PENDING_MS)) / MINUTE_MS;
-        // One minute more than the present one: another process's clock may be a little ahead.
-        let last = now.0 / MINUTE_MS + 1;
-        if since > now {
-            return Ok((Vec::new(), now));
-        }
-        let partitions = (first..=last).flat_map(|minute| (0..SHARDS).map(move |shard| (shard, minute)));
-        let mut reads = stream::iter(partitions)
-            .map(|(shard, minute)| self.pending_partition(shard, minute))
-            .buffer_unordered(PENDING_PARALLEL);
-        let mut all = BTreeSet::new();
-        while let Some(found) = reads.try_next().await? {
-            all.extend(found);
-            if all.len() >= PENDING_FOUND_MAX {
-                break;
-            }
-        }
-        Ok((all.into_iter().collect(), now))
-    }
-
-    async fn pending_partition(&self, shard: u8, minute: u64) -> Result<Vec<MailboxId>> {
-        let shard = i8::try_from(shard).unwrap_or_default();
-        let (mut all, mut after) = (Vec::new(), Vec::new());
-        while all.len() < PENDING_FOUND_MAX {
-            let values = [Value::Tiny(shard), big(minute), Value::Blob(&after), limit(PENDING_PAGE)];
-            let answer = rows(self.run(&self.statements.pending, &values).await?)?;
-            let page = mailboxes(&answer)?;
-            let Some(last) = page.last().filter(|_| page.len() == PENDING_PAGE) else {
-                all.extend(page);
-                break;
-            };
-            after = last.0.to_vec();
-            all.extend(page);
-        }
-        Ok(all)
-    }
-}
-
-fn mailboxes(answer: &QueryRowsResult) -> Result<Vec<MailboxId>> {
-    let mut all = Vec::with_capacity(answer.rows_num());
-    for row in answer.rows::<(&[u8],)>().map_err(damaged)? {
-        let (mailbox,) = row.map_err(damaged)?;
-        all.push(MailboxId::from_slice(mailbox).ok_or(Damaged("a mailbox's id"))?);
-    }
-    Ok(all)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mailboxes_spread_over_the_shards() {
-        let mut rng = chappe_protocol::testing::Rng::new(5);
-        let mut counts = [0_u32; SHARDS as usize];
-        for _ in 0..16_000 {
-            counts[usize::try_from(shard_of(MailboxId(rng.bytes16()))).unwrap()] += 1;
-        }
-        assert!(counts.iter().all(|count| (700..1300).contains(count)), "{counts:?}");
-    }
 
     #[test]
     fn a_session_alone_makes_no_device() {

@@ -16,9 +16,10 @@ use scylla::statement::{Consistency, SerialConsistency, Statement};
 use sha2::{Digest, Sha256};
 
 /// The version that this binary works with.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const META: &str = include_str!("schema/0000_meta.cql");
-const FILES: &[(u32, &str)] = &[(1, include_str!("schema/0001_tables.cql"))];
+const FILES: &[(u32, &str)] =
+    &[(1, include_str!("schema/0001_tables.cql")), (2, include_str!("schema/0002_wakes.cql"))];
 /// The lock ends after this time, in seconds.
 const LOCK_S: u64 = 120;
 /// Between two looks at a lock that another one holds.
@@ -180,9 +181,33 @@ fn table_id(keyspace: &str) -> String {
 async fn change(session: &Session, keyspace: &str, text: &str) -> Result<(), ConnectError> {
     let mut statement = Statement::new(text);
     statement.set_request_timeout(Some(std::time::Duration::from_mins(1)));
-    session.query_unpaged(statement, ()).await.map_err(|error| statement_error(keyspace, &error))?;
+    let changed = session.query_unpaged(statement, ()).await;
     session.await_schema_agreement().await.map_err(|error| ConnectError::Database(error.to_string()))?;
-    Ok(())
+    match changed {
+        Ok(_) => Ok(()),
+        Err(_) if has_added(session, text).await? => Ok(()),
+        Err(error) => Err(statement_error(keyspace, &error)),
+    }
+}
+
+/// The keyspace, the table and the column of a statement that adds one.
+fn added(text: &str) -> Option<(&str, &str, &str)> {
+    let (table, column) = text.strip_prefix("ALTER TABLE ")?.split_once(" ADD ")?;
+    let (keyspace, table) = table.split_once('.')?;
+    Some((keyspace, table, column.split_once(' ')?.0))
+}
+
+/// Whether a statement was to add a column that is there: somebody who applied it before was stopped behind it.
+async fn has_added(session: &Session, text: &str) -> Result<bool, ConnectError> {
+    let Some((keyspace, table, column)) = added(text) else { return Ok(false) };
+    let mut ask = Statement::new(
+        "SELECT column_name FROM system_schema.columns WHERE keyspace_name = ? AND table_name = ? AND column_name = ?",
+    );
+    ask.set_consistency(Consistency::One);
+    let answer = session.query_unpaged(ask, (keyspace, table, column)).await;
+    let answer = answer.map_err(|error| statement_error(keyspace, &error))?;
+    let rows = answer.into_rows_result().map_err(|error| ConnectError::Database(error.to_string()))?;
+    Ok(rows.rows_num() > 0)
 }
 
 /// A lightweight transaction on `meta`.
@@ -306,6 +331,18 @@ mod tests {
             "{tables:?}"
         );
         assert!(tables.iter().all(|text| !text.contains("--") && !text.contains(';')), "{tables:?}");
+    }
+
+    /// A server that knows no ADD IF NOT EXISTS refuses to add a column twice.
+    #[test]
+    fn what_adds_a_column_adds_one_and_can_be_recognized() {
+        let text = text(Server::Scylla);
+        for statement in FILES[1..].iter().flat_map(|(_, file)| text.statements(file)) {
+            let creates = statement.starts_with("CREATE TABLE IF NOT EXISTS chappe.");
+            assert!(creates || (added(&statement).is_some() && !statement.contains(',')), "{statement}");
+        }
+        assert_eq!(added("ALTER TABLE chappe.device ADD push blob"), Some(("chappe", "device", "push")));
+        assert_eq!(added("CREATE TABLE IF NOT EXISTS chappe.device (push blob)"), None);
     }
 
     #[test]

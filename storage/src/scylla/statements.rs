@@ -99,6 +99,11 @@ statements! {
     raise_cursor: Write = "UPDATE {}.cursor USING TIMESTAMP ? SET seq = ? WHERE mailbox = ? AND device = ?",
     delete_cursors: Write = "DELETE FROM {}.cursor USING TIMESTAMP ? WHERE mailbox = ?",
 
+    woken: Read = "SELECT seq, try, at FROM {}.woken WHERE mailbox = ? AND device = ?",
+    raise_woken: Write = "UPDATE {}.woken USING TIMESTAMP ? SET seq = ?, try = ?, at = ? \
+        WHERE mailbox = ? AND device = ?",
+    delete_wokens: Write = "DELETE FROM {}.woken USING TIMESTAMP ? WHERE mailbox = ?",
+
     device: Read = "SELECT since, revoked, session FROM {}.device WHERE mailbox = ? AND device = ?",
     device_serial: SerialRead = "SELECT since, revoked, session FROM {}.device WHERE mailbox = ? AND device = ?",
     devices: Read = "SELECT version, device, since, revoked, created_at, session, session_at \
@@ -107,10 +112,14 @@ statements! {
     raise_set_version: Conditional = "UPDATE {}.device SET version = ? WHERE mailbox = ? IF version = ?",
     create_device: Conditional = "UPDATE {}.device SET since = ?, revoked = false, created_at = ? \
         WHERE mailbox = ? AND device = ? IF since = null",
-    revoke_device: Conditional = "UPDATE {}.device SET revoked = true WHERE mailbox = ? AND device = ? IF revoked = false",
+    revoke_device: Conditional = "UPDATE {}.device SET revoked = true, push = null \
+        WHERE mailbox = ? AND device = ? IF revoked = false",
     raise_session: Write = "UPDATE {}.device USING TIMESTAMP ? SET session = ?, session_at = ? \
         WHERE mailbox = ? AND device = ?",
-    device_times: SerialRead = "SELECT device, writetime(since), writetime(revoked) FROM {}.device \
+    push: Read = "SELECT revoked, push FROM {}.device WHERE mailbox = ? AND device = ?",
+    set_push: Conditional = "UPDATE {}.device SET push = ? WHERE mailbox = ? AND device = ? IF revoked = false",
+    replace_push: Conditional = "UPDATE {}.device SET push = ? WHERE mailbox = ? AND device = ? IF push = ?",
+    device_times: SerialRead = "SELECT device, writetime(since), writetime(revoked), writetime(push) FROM {}.device \
         WHERE mailbox = ? AND device > ? LIMIT ?",
     delete_devices: Write = "DELETE FROM {}.device USING TIMESTAMP ? WHERE mailbox = ?",
 
@@ -126,7 +135,11 @@ statements! {
     delete_payload: Conditional = "DELETE FROM {}.payload WHERE payload_id = ? IF EXISTS",
 
     add_pending: Write = "INSERT INTO {}.pending (shard, minute, mailbox) VALUES (?, ?, ?)",
+    add_pending_at: Write = "INSERT INTO {}.pending (shard, minute, mailbox) VALUES (?, ?, ?) USING TTL ?",
     pending: Read = "SELECT mailbox FROM {}.pending WHERE shard = ? AND minute = ? AND mailbox > ? LIMIT ?",
+
+    swept: Read = "SELECT upto FROM {}.swept WHERE shard = ?",
+    raise_swept: Write = "UPDATE {}.swept USING TIMESTAMP ? SET upto = ? WHERE shard = ?",
 }
 
 /// How statements of each kind are sent.
@@ -217,7 +230,8 @@ mod tests {
             }
             let partition =
                 ["mailbox = ?", "user = ?", "payload_id = ?", "shard = ? AND minute = ?", "INSERT INTO"];
-            assert!(partition.iter().any(|key| text.contains(key)), "{text}");
+            let swept = text.contains(".swept ") && text.ends_with("WHERE shard = ?");
+            assert!(swept || partition.iter().any(|key| text.contains(key)), "{text}");
             assert!(!text.contains(".mlog WHERE mailbox = ?") || text.contains("AND bucket = ?"), "{text}");
             assert_eq!(text.starts_with("SELECT"), kind.reads(), "{text}");
             // Neither database takes a timestamp of the client in a transaction.
@@ -225,6 +239,7 @@ mod tests {
             assert!(!conditional || !text.contains("TIMESTAMP"), "{text}");
             assert!(!conditional || matches!(kind, Kind::Conditional | Kind::Append), "{text}");
             assert!(*kind != Kind::Conditional || conditional, "{text}");
+            assert!(conditional || !text.contains("push ="), "push targets are conditional: {text}");
         }
     }
 

@@ -10,7 +10,7 @@ use crate::{Attach, Attached, Device, Store, every_device};
 use chappe_protocol::id::{DeviceId, Epoch, MailboxId, Seq};
 use chappe_protocol::time::Millis;
 
-/// A cursor is written beside a remembered head that is no older: so long another router's erase may go unseen.
+/// A cursor or a wake is written beside a remembered head that is no older: so long another router's erase may go unseen.
 const ERASED_UNSEEN_MAX: Millis = Millis(60_000);
 
 impl<R: Rows> SlotLog<R> {
@@ -77,18 +77,23 @@ impl<R: Rows> SlotLog<R> {
         device: &DeviceId,
         upto: Seq,
     ) -> Result<()> {
-        let now = self.world.now();
-        let usable = |known: &Known| upto <= known.seq() && now - known.at <= ERASED_UNSEEN_MAX;
-        let head = match self.cache.known(mailbox).filter(usable) {
-            Some(known) if known.erased() => return Err(StoreError::Erased),
-            Some(known) => known.seq(),
-            None => self.open_head(mailbox, true).await?,
-        };
+        let head = self.head_beyond(mailbox, upto).await?;
         self.check_cursor(Some(upto), head)?;
         self.rows.raise_cursor(mailbox, device, upto).await
     }
 
-    /// The end of every call that writes devices or cursors. An erase that went on beside it may have deleted the rows
+    /// A head that is at least `upto`, else the one at SERIAL; no cursor or wake is written beside an older one.
+    pub(super) async fn head_beyond(&self, mailbox: MailboxId, upto: Seq) -> Result<Seq> {
+        let now = self.world.now();
+        let usable = |known: &Known| upto <= known.seq() && now - known.at <= ERASED_UNSEEN_MAX;
+        match self.cache.known(mailbox).filter(usable) {
+            Some(known) if known.erased() => Err(StoreError::Erased),
+            Some(known) => Ok(known.seq()),
+            None => self.open_head(mailbox, true).await,
+        }
+    }
+
+    /// The end of every call that writes devices, cursors or wakes. An erase that went on beside it may have deleted the rows
     /// before this call, or an earlier try of it, wrote one: then nothing of it is left, whatever became of the call.
     pub(super) async fn unless_erased<T>(&self, mailbox: MailboxId, done: Result<T>) -> Result<T> {
         if self.cache.known(mailbox).is_some_and(|known| known.erased()) {

@@ -1,6 +1,6 @@
 //! What a router counts about wake hints on the bus. **Invariant:** handles are resolved once; no label carries an id.
 
-use crate::metrics::Family;
+use chappe_node::metrics::Family;
 use prometheus::{IntCounter, IntGauge, Registry};
 
 /// The metrics of wake hints in JetStream.

@@ -1,13 +1,14 @@
 //! When a person does not want to be woken. **Invariant:** what waits for the end of quiet hours is woken then; the server
 //! knows times, not reasons.
 
-use chappe_protocol::envelope::Urgency;
-use chappe_protocol::time::{Millis, UnixMillis};
+use crate::envelope::Urgency;
+use crate::time::{Millis, UnixMillis};
+use alloc::vec::Vec;
 
 /// Minutes of a day.
 pub const DAY_MIN: u16 = 24 * 60;
 /// Windows of one device.
-pub const WINDOWS_MAX: usize = 4;
+pub const QUIET_WINDOWS_MAX: usize = 4;
 
 /// Not usable as quiet hours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -15,13 +16,13 @@ pub enum BadQuiet {
     /// A minute of no day, or a window without length.
     #[error("a window goes from one minute of the day (0 to 1439) to another")]
     Window,
-    /// More than [`WINDOWS_MAX`].
+    /// More than [`QUIET_WINDOWS_MAX`].
     #[error("at most four windows")]
     TooMany,
 }
 
 /// From one minute of the UTC day to another; over midnight if the latter is the smaller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct QuietHours {
     from_min: u16,
     to_min: u16,
@@ -36,6 +37,16 @@ impl QuietHours {
         Ok(Self { from_min, to_min })
     }
 
+    /// The first quiet minute of the UTC day.
+    pub fn from_min(self) -> u16 {
+        self.from_min
+    }
+
+    /// The first minute that is not quiet any more.
+    pub fn to_min(self) -> u16 {
+        self.to_min
+    }
+
     /// Milliseconds until it ends, if it is quiet at this millisecond of the day.
     fn left(self, of_day: u64) -> Option<u64> {
         let day = u64::from(DAY_MIN) * 60_000;
@@ -46,7 +57,7 @@ impl QuietHours {
 }
 
 /// What one device has set.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Quiet {
     hours: Vec<QuietHours>,
     muted_until: Option<UnixMillis>,
@@ -60,10 +71,25 @@ impl Quiet {
         muted_until: Option<UnixMillis>,
         calls_pass: bool,
     ) -> Result<Self, BadQuiet> {
-        if hours.len() > WINDOWS_MAX {
+        if hours.len() > QUIET_WINDOWS_MAX {
             return Err(BadQuiet::TooMany);
         }
         Ok(Self { hours, muted_until, calls_pass })
+    }
+
+    /// The windows, as they were set.
+    pub fn hours(&self) -> &[QuietHours] {
+        &self.hours
+    }
+
+    /// Nobody is woken before.
+    pub fn muted_until(&self) -> Option<UnixMillis> {
+        self.muted_until
+    }
+
+    /// Calls ring all the same.
+    pub fn calls_pass(&self) -> bool {
+        self.calls_pass
     }
 
     /// When the device may be woken: `wall` itself if now.
@@ -87,6 +113,7 @@ impl Quiet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
 
     const DAY: u64 = 86_400_000;
     fn at(day: u64, hour: u64, minute: u64) -> UnixMillis {
