@@ -99,7 +99,10 @@ pub struct Look {
 struct Behind {
     device: Device,
     cursor: Seq,
+    /// Its last wake, if it has not acked what that was for.
     woken: Option<Woken>,
+    /// When its last wake was, acked or not.
+    last: Option<UnixMillis>,
     fresh: Fresh,
 }
 
@@ -185,8 +188,9 @@ impl Eyes {
             self.store.woken(mailbox, &device.device)
         )?;
         let cursor = cursor.max(device.since);
+        let last = woken.map(|woken| woken.at);
         let woken = woken.filter(|woken| woken.seq > cursor);
-        Ok(Behind { device, cursor, woken, fresh: Fresh::default() })
+        Ok(Behind { device, cursor, woken, last, fresh: Fresh::default() })
     }
 
     /// Reads what the devices were not woken for yet.
@@ -262,9 +266,11 @@ impl Eyes {
             }
         };
         let urgency = one.fresh.urgency;
-        // Never later than an interval from now: whoever wrote that time may have had a clock far ahead.
+        // Never later than an interval from now: whoever wrote that time may have had a clock far ahead. One that came is woken
+        // anew at once for what a person notices; what nobody notices waits, since providers count it.
         let interval = self.intervals.of(urgency);
-        let rested = one.woken.map_or(now, |woken| now.max((woken.at + interval).min(now + interval)));
+        let last = if urgency == Urgency::Background { one.last } else { one.woken.map(|woken| woken.at) };
+        let rested = last.map_or(now, |at| now.max((at + interval).min(now + interval)));
         let due = settings.quiet.due(urgency, rested);
         let life = if urgency == Urgency::Call { CALL_LIFE } else { WAKE_LIFE };
         let (Some(upto), Some(since)) = (upto, one.fresh.since) else { return Ok(()) };

@@ -212,7 +212,7 @@ pub fn pick<'a>(
     let rings =
         |target: &PushTarget| matches!(target.address, PushAddress::Apns { kind: ApnsKind::Voip, .. });
     let served = |target: &&PushTarget| waking.app_of(target).is_some();
-    let fit = settings.targets.iter().filter(|target| urgency == Urgency::Call || rings(target) || !rings(target));
+    let fit = settings.targets.iter().filter(|target| urgency == Urgency::Call || !rings(target));
     let target = fit.filter(served).max_by_key(|target| (rings(target), target.registered_at))?;
     Some((target, waking.app_of(target)?))
 }

@@ -157,8 +157,7 @@ impl ProxyArgs {
                 _ = line.tick() => eprintln!("{}", proxy.stats()),
             }
         }
-        eprintln!("{}", proxy.stats());
-        proxy.stop().await;
+        eprintln!("{}", proxy.stop().await);
         Ok(())
     }
 }

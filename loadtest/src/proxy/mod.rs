@@ -313,11 +313,12 @@ impl Proxy {
         *self.shared.stats()
     }
 
-    /// Ends, and waits until everything is closed.
-    pub async fn stop(self) {
+    /// Ends, waits until everything is closed, and tells all that happened: nothing passes uncounted.
+    pub async fn stop(self) -> Stats {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+        self.stats()
     }
 }
 

@@ -218,6 +218,47 @@ async fn what_a_person_does_not_notice_wakes_a_device_three_times_an_hour_at_mos
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_comes_each_time_is_still_woken_three_times_an_hour_at_most_for_what_nobody_notices() {
+    let rig = Rig::new();
+    let phone = rig.sleeper("ben", "app").await;
+    let running = rig.start();
+    for _ in 0..120 {
+        let before = rig.woke().len();
+        let hint = rig.submit(phone.0, Urgency::Background).await;
+        running.hints.send(hint.into()).await.unwrap();
+        rig.pass(60).await;
+        if rig.woke().len() > before {
+            rig.ack(&phone).await;
+        }
+    }
+    let woke = rig.woke().len();
+    assert!((5..=7).contains(&woke), "{woke} in two hours");
+    rig.ack(&phone).await;
+    // What a person notices does not wait for that.
+    let start = rig.now();
+    let hint = rig.submit(phone.0, Urgency::Message).await;
+    running.hints.send(hint.into()).await.unwrap();
+    rig.pass(2).await;
+    assert_eq!(rig.seconds_since(start).last(), Some(&0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_acked_while_a_wake_waited_is_not_woken() {
+    let rig = Rig::new();
+    let phone = rig.sleeper("ben", "app").await;
+    let running = rig.start();
+    for _ in 0..2 {
+        let hint = rig.submit(phone.0, Urgency::Message).await;
+        running.hints.send(hint.into()).await.unwrap();
+        rig.pass(3).await;
+    }
+    assert_eq!(rig.woke().len(), 1, "the second waits for its interval");
+    rig.ack(&phone).await;
+    rig.pass(60).await;
+    assert_eq!(rig.woke().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn quiet_hours_hold_messages_back_until_they_end_and_calls_pass_if_they_may() {
     let rig = Rig::new();
     let minute = |offset: u64| u16::try_from((rig.wall().0 / 60_000 + offset) % (24 * 60)).unwrap();
