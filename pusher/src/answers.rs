@@ -1,6 +1,7 @@
 //! From a provider's words to what to do: one table per provider, as data, and a table of our own words. **Invariant:** the
 //! HTTP status decides first; a reason that no table knows only makes the answer less precise.
 
+use crate::breaker::ASK_AGAIN;
 use crate::provider::{Answer, Scope, Verdict};
 use crate::transport::{Reply, SendError};
 use chappe_protocol::time::{Millis, UnixMillis};
@@ -30,6 +31,8 @@ pub enum Act {
     FixConfiguration,
     /// See [`Verdict::Park`].
     Park,
+    /// See [`Verdict::Held`].
+    Hold,
 }
 
 /// One line of a table.
@@ -62,6 +65,7 @@ impl Answer {
     pub(crate) fn for_device(self) -> Self {
         let verdict = match self.verdict {
             Verdict::Retry { after, scope: _ } => Verdict::Retry { after, scope: Scope::Device },
+            Verdict::Held { span, scope: _ } => Verdict::Held { span, scope: Scope::Device },
             other @ (Verdict::Done | Verdict::Drop { .. } | Verdict::FixConfiguration | Verdict::Park) => {
                 other
             }
@@ -80,8 +84,8 @@ pub(crate) const UNREACHABLE: Row = own("unreachable", Act::Retry(Scope::App, 0)
 pub(crate) const NOT_PUBLIC: Row =
     own("not_public", Act::Park, "the host has no public address, and the configuration does not name it");
 pub(crate) const TLS_FAILED: Row =
-    own("tls_failed", Act::Retry(Scope::App, 60), "its certificate does not verify, or TLS broke");
-pub(crate) const NO_HTTP2: Row = own("no_http2", Act::Retry(Scope::App, 60), "it offers no HTTP/2 by ALPN");
+    own("tls_failed", Act::Retry(Scope::App, 15), "its certificate does not verify, or TLS broke");
+pub(crate) const NO_HTTP2: Row = own("no_http2", Act::Retry(Scope::App, 15), "it offers no HTTP/2 by ALPN");
 pub(crate) const REFUSED: Row =
     own("refused", Act::Retry(Scope::App, 0), "refused unprocessed on two connections");
 pub(crate) const TIMEOUT: Row =
@@ -89,7 +93,7 @@ pub(crate) const TIMEOUT: Row =
 pub(crate) const LOST: Row =
     own("lost", Act::Retry(Scope::App, 0), "stream or connection ended without a status; perhaps taken");
 pub(crate) const BREAKER_OPEN: Row =
-    own("breaker_open", Act::Retry(Scope::App, 0), "the provider failed this app too often just now");
+    own("breaker_open", Act::Hold, "nothing was sent: the provider failed this app five times just now");
 pub(crate) const TOKEN_UNAVAILABLE: Row =
     own("token_unavailable", Act::Retry(Scope::App, 10), "the token endpoint does not answer");
 pub(crate) const TOKEN_REFUSED: Row =
@@ -147,6 +151,7 @@ impl Row {
             Act::Drop => Verdict::Drop { since },
             Act::FixConfiguration => Verdict::FixConfiguration,
             Act::Park => Verdict::Park,
+            Act::Hold => Verdict::Held { span: retry_after.unwrap_or(ASK_AGAIN), scope: Scope::App },
         };
         Answer { verdict, reason: self.label }
     }
@@ -263,6 +268,7 @@ impl Act {
             Self::Drop => "drop the token".into(),
             Self::FixConfiguration => "fix the configuration".into(),
             Self::Park => "park".into(),
+            Self::Hold => "the app waits for one wake of it that tries".into(),
         }
     }
 }

@@ -3,6 +3,9 @@
 
 use chappe_protocol::time::{Millis, Time};
 
+/// While one tries, others may ask again after this.
+pub(crate) const ASK_AGAIN: Millis = Millis::from_secs(2);
+
 /// When a [`Breaker`] opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerConfig {
@@ -10,7 +13,8 @@ pub struct BreakerConfig {
     pub failures: u32,
     /// It stays open so long the first time, twice as long each time after.
     pub open_first: Millis,
-    /// And at most so long; up to a quarter is added to either (jitter).
+    /// And at most so long; up to a quarter is added to either (jitter). Short: who is woken through a provider that is back
+    /// is woken within the bound.
     pub open_max: Millis,
     /// A probe that has told nothing by then is taken for lost, and the next is let through.
     pub probe: Millis,
@@ -21,7 +25,7 @@ impl Default for BreakerConfig {
         Self {
             failures: 5,
             open_first: Millis::from_secs(5),
-            open_max: Millis::from_secs(300),
+            open_max: Millis::from_secs(12),
             probe: Millis::from_secs(30),
         }
     }
@@ -64,7 +68,7 @@ impl Breaker {
             State::Closed { .. } => {}
             State::Open { until } if now < until => return Err(until - now),
             State::HalfOpen { since } if now < since + self.config.probe => {
-                return Err(since + self.config.probe - now);
+                return Err((since + self.config.probe - now).min(ASK_AGAIN));
             }
             State::Open { .. } | State::HalfOpen { .. } => self.turn(State::HalfOpen { since: now }),
         }
@@ -143,7 +147,8 @@ mod tests {
         let mut breaker = Breaker::new(BreakerConfig::default());
         open(&mut breaker, Time(0));
         let probe = breaker.admit(Time(5000)).unwrap();
-        assert_eq!(breaker.admit(Time(5000)), Err(Millis(30_000)));
+        assert_eq!(breaker.admit(Time(5000)), Err(Millis(2000)), "the others ask again soon");
+        assert_eq!(breaker.admit(Time(34_500)), Err(Millis(500)));
         breaker.succeeded(probe);
         assert!(breaker.admit(Time(5001)).is_ok() && breaker.admit(Time(5001)).is_ok());
     }
@@ -153,7 +158,7 @@ mod tests {
         let mut breaker = Breaker::new(BreakerConfig::default());
         open(&mut breaker, Time(0));
         let mut now = Time(5000);
-        for span in [10, 20, 40, 80, 160, 300, 300] {
+        for span in [10, 12, 12, 12] {
             let probe = breaker.admit(now).unwrap();
             breaker.failed(probe, now, u64::MAX);
             let Err(wait) = breaker.admit(now) else { panic!("closed") };

@@ -159,6 +159,7 @@ impl PusherMetrics {
             Verdict::Drop { .. } => "drop",
             Verdict::FixConfiguration => "fix_configuration",
             Verdict::Park => "park",
+            Verdict::Held { .. } => "held",
         };
         self.answers.with_label_values(&[provider.label(), verdict, answer.reason]).inc();
     }

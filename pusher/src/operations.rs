@@ -228,6 +228,10 @@ impl Operations {
             Verdict::FixConfiguration => Err(format!(
                 "the provider refuses the app ({reason}): mend its configuration; see docs/push-answers.md"
             )),
+            Verdict::Held { span, scope: _ } => Err(format!(
+                "not sent ({reason}): the provider failed a moment ago; ask again in {} s",
+                span.0.div_ceil(1000)
+            )),
             Verdict::Park => Err(format!("it will never pass ({reason}); see docs/push-answers.md")),
         };
         tell(steps, "wake", found)

@@ -124,6 +124,13 @@ pub enum After {
     Again(Time),
     /// It and all of its app wait until then.
     Pause(Time),
+    /// It was not sent, so this counts as no failure: it waits until then, or all of its app does.
+    Held {
+        /// Until then.
+        at: Time,
+        /// All of its app.
+        app: bool,
+    },
 }
 
 /// A wake that will never pass.
@@ -336,7 +343,7 @@ impl<G> Outbox<G> {
         let guards = std::mem::take(&mut job.guards);
         let Some(app) = self.apps.get_mut(&job.app) else { return (guards, false) };
         app.in_flight -= 1;
-        let at = match after {
+        let (at, pauses, failed) = match after {
             After::Over { given } => {
                 let again = job.again;
                 let Some(job) = self.jobs.remove(&id) else { return (guards, again) };
@@ -347,15 +354,16 @@ impl<G> Outbox<G> {
                 }
                 return (guards, again);
             }
-            After::Again(at) => at,
-            After::Pause(at) => {
-                app.bucket.pause(now, at - now);
-                at
-            }
+            After::Again(at) => (at, false, true),
+            After::Pause(at) => (at, true, true),
+            After::Held { at, app } => (at, app, false),
         };
+        if pauses {
+            app.bucket.pause(now, at - now);
+        }
         app.waits += 1;
         app.due.insert((at, id));
-        job.failures += 1;
+        job.failures += u32::from(failed);
         job.due.at = at;
         job.in_flight = false;
         (guards, std::mem::take(&mut job.again))

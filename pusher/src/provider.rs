@@ -59,6 +59,13 @@ pub enum Verdict {
     FixConfiguration,
     /// This wake will never pass; kept where it is seen.
     Park,
+    /// Nothing was sent: the provider failed just now, and others find out whether it works again. Ask again then.
+    Held {
+        /// So long.
+        span: Millis,
+        /// For whom.
+        scope: Scope,
+    },
 }
 
 /// How far an answer reaches.

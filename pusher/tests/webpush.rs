@@ -246,7 +246,7 @@ async fn one_push_service_that_fails_stops_no_other() {
     }
     let got = rig.push.wake(&device("https://other.example/"), &wake(Urgency::Message)).await;
     assert_eq!(got.reason, "breaker_open");
-    assert!(matches!(got.verdict, Verdict::Retry { scope: Scope::Device, .. }));
+    assert!(matches!(got.verdict, Verdict::Held { scope: Scope::Device, .. }));
     let got = rig.push.wake(&device("https://push.example/"), &wake(Urgency::Message)).await;
     assert_eq!(got.verdict, Verdict::Done);
 }

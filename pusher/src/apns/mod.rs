@@ -197,7 +197,7 @@ impl Provider for Apns {
         match answer.verdict {
             Verdict::Done => standing().note(token, true),
             Verdict::Drop { .. } | Verdict::Park => standing().note(token, false),
-            Verdict::Retry { .. } | Verdict::FixConfiguration => {}
+            Verdict::Retry { .. } | Verdict::Held { .. } | Verdict::FixConfiguration => {}
         }
         answer
     }

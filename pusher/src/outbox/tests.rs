@@ -154,3 +154,20 @@ fn what_is_parked_is_seen_and_bounded() {
     }
     assert_eq!(outbox.parked().map(|parked| parked.at.0).collect::<Vec<_>>(), [2, 3]);
 }
+
+#[test]
+fn what_was_not_sent_waits_with_its_app_and_counts_as_no_failure() {
+    let mut outbox = Guarded::new(OutboxConfig::default());
+    offer(&mut outbox, "a", 1, 1, 0);
+    let id = sent(&mut outbox, 0);
+    outbox.answered(id, After::Held { at: Time(2000), app: true }, Time(0));
+    assert_eq!(outbox.job(id).unwrap().failures, 0);
+    offer(&mut outbox, "a", 2, 1, 0);
+    assert_eq!(outbox.next(Time(1999)), Next::Wait(Some(Time(2000))));
+    let both = [sent(&mut outbox, 2000), sent(&mut outbox, 2000)];
+    assert!(both.contains(&id));
+    outbox.answered(id, After::Held { at: Time(9000), app: false }, Time(2000));
+    assert_eq!(outbox.next(Time(2000)), Next::Wait(Some(Time(9000))));
+    offer(&mut outbox, "a", 3, 1, 2000);
+    sent(&mut outbox, 2000); // the others of its app do not wait
+}

@@ -113,6 +113,9 @@ impl Shared {
                 };
                 self.conclude(sending, after, false);
             }
+            Verdict::Held { span, scope } => {
+                self.conclude(sending, After::Held { at: now + span, app: scope != Scope::Device }, false);
+            }
             Verdict::Drop { since } => self.dead(sending, target, since).await,
             Verdict::FixConfiguration if sending.app.provider != ProviderKind::WebPush => {
                 let (provider, app) = (sending.app.provider.label(), sending.app.app.as_str());

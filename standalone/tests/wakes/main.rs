@@ -7,10 +7,11 @@
 mod place;
 
 mod sleeper;
+mod troubles;
 
 use chappe_fakes::{Step, TokenState};
 use place::Place;
-use sleeper::{Home, Provider, Sleeper};
+use sleeper::{Home, Provider, Sleeper, Watched};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -63,7 +64,7 @@ async fn one_process_wakes_who_sleeps_and_after_a_crash_too() {
     let mut ben = Sleeper::register(&home, &provider, "ben").await;
 
     let sent = ben.is_sent().await;
-    let woken = provider.wait_for(&ben.token, 1, sent, BOUND).await;
+    let woken = provider.fcm.wait_for(&ben.token, 1, sent, BOUND).await;
     println!("woken {} ms after the acceptance", woken.as_millis());
     ben.fetch(1).await;
 
@@ -71,7 +72,7 @@ async fn one_process_wakes_who_sleeps_and_after_a_crash_too() {
     let sent = ben.is_sent().await;
     drop(served);
     let _served = place.serve(&["--config", &settings]);
-    provider.wait_for(&ben.token, 2, sent, BOUND).await;
+    provider.fcm.wait_for(&ben.token, 2, sent, BOUND).await;
     ben.fetch(1).await;
 
     // Explained step by step, and a dead token is found out and removed.
@@ -83,7 +84,7 @@ async fn one_process_wakes_who_sleeps_and_after_a_crash_too() {
     let (code, text) = ask();
     assert!(code == Some(1) && text.contains("dead") && !text.contains(&ben.token), "{text}");
     let sent = ben.is_sent().await;
-    provider.wait_for(&ben.token, 5, sent, BOUND).await;
+    provider.fcm.wait_for(&ben.token, 5, sent, BOUND).await;
     let (code, text) = ask();
     assert!(code == Some(1) && text.contains("nothing is registered"), "{text}");
 }
@@ -107,7 +108,7 @@ async fn who_sleeps_is_woken_in_time_whatever_dies() {
     // Healthy.
     let mut one = Sleeper::register(&home, &provider, "healthy").await;
     let sent = one.is_sent().await;
-    let woken = provider.wait_for(&one.token, 1, sent, BOUND).await;
+    let woken = provider.fcm.wait_for(&one.token, 1, sent, BOUND).await;
     println!("healthy: woken {} ms after the acceptance", woken.as_millis());
     one.fetch(1).await;
     all.push((one, 1));
@@ -117,7 +118,7 @@ async fn who_sleeps_is_woken_in_time_whatever_dies() {
     scripts("deps", &["reset", "nats", "redis"]);
     scripts("deps", &["start", "one"]);
     let sent = one.is_sent().await;
-    let woken = provider.wait_for(&one.token, 1, sent, BOUND).await;
+    let woken = provider.fcm.wait_for(&one.token, 1, sent, BOUND).await;
     println!("NATS and Redis wiped: woken {} ms after the acceptance", woken.as_millis());
     one.fetch(1).await;
     all.push((one, 1));
@@ -127,7 +128,7 @@ async fn who_sleeps_is_woken_in_time_whatever_dies() {
     let sent = one.is_sent().await;
     cluster(&["kill", "router-1"]);
     cluster(&["kill", "router-2"]);
-    let woken = provider.wait_for(&one.token, 1, sent, BOUND).await;
+    let woken = provider.fcm.wait_for(&one.token, 1, sent, BOUND).await;
     println!("routers killed: woken {} ms after the acceptance", woken.as_millis());
     cluster(&["start"]);
     one.fetch(1).await;
@@ -137,11 +138,11 @@ async fn who_sleeps_is_woken_in_time_whatever_dies() {
     let mut one = Sleeper::register(&home, &provider, "pushers").await;
     assert!(provider.fcm.script().next_for(&one.token, Step::StallBeforeHeaders));
     let sent = one.is_sent().await;
-    provider.wait_for(&one.token, 1, sent, BOUND).await;
+    provider.fcm.wait_for(&one.token, 1, sent, BOUND).await;
     cluster(&["kill", "pusher-1"]);
     cluster(&["kill", "pusher-2"]);
     cluster(&["start"]);
-    let woken = provider.wait_for(&one.token, 2, sent, BOUND).await;
+    let woken = provider.fcm.wait_for(&one.token, 2, sent, BOUND).await;
     println!("pushers killed before the answer: woken {} ms after the acceptance", woken.as_millis());
     one.fetch(1).await;
     all.push((one, 2));
@@ -150,7 +151,7 @@ async fn who_sleeps_is_woken_in_time_whatever_dies() {
     cluster(&["kill", "pusher-1"]);
     let mut one = Sleeper::register(&home, &provider, "half").await;
     let sent = one.is_sent().await;
-    let woken = provider.wait_for(&one.token, 1, sent, BOUND).await;
+    let woken = provider.fcm.wait_for(&one.token, 1, sent, BOUND).await;
     println!("one pusher of two: woken {} ms after the acceptance", woken.as_millis());
     cluster(&["start"]);
     one.fetch(1).await;
@@ -160,12 +161,12 @@ async fn who_sleeps_is_woken_in_time_whatever_dies() {
     let mut one = Sleeper::register(&home, &provider, "failing").await;
     provider.fcm.script().always(Some(Step::answer(503, "UNAVAILABLE").into()));
     let sent = one.is_sent().await;
-    provider.wait_for(&one.token, 1, sent, BOUND).await;
+    provider.fcm.wait_for(&one.token, 1, sent, BOUND).await;
     tokio::time::sleep(Duration::from_secs(15)).await;
     provider.fcm.script().always(None);
-    provider.wait_until_taken(&one.token, Duration::from_secs(45)).await;
+    provider.fcm.wait_until_taken(&one.token, Duration::from_secs(45)).await;
     one.fetch(1).await;
-    let asked = provider.count(&one.token);
+    let asked = provider.fcm.count(&one.token);
     assert!(asked <= 8, "backs off: {asked}");
     all.push((one, asked));
 
@@ -174,7 +175,7 @@ async fn who_sleeps_is_woken_in_time_whatever_dies() {
     let listening = one.listen().await;
     listening.pause();
     let sent = one.is_sent().await;
-    let woken = provider.wait_for(&one.token, 1, sent, BOUND).await;
+    let woken = provider.fcm.wait_for(&one.token, 1, sent, BOUND).await;
     println!("silent: woken {} ms after the acceptance", woken.as_millis());
     drop(listening);
     one.fetch(1).await;
@@ -183,8 +184,13 @@ async fn who_sleeps_is_woken_in_time_whatever_dies() {
     // Nobody is woken after the ack: the first repeat would have come by now.
     tokio::time::sleep(Duration::from_secs(40)).await;
     for (one, wakes) in &all {
-        let extra = provider.count(&one.token) - wakes;
+        let extra = provider.fcm.count(&one.token) - wakes;
         assert!(extra <= 1, "{}: {extra} more wakes than faults explain", one.user);
-        assert_eq!(provider.after(&one.token, one.acked.unwrap()), 0, "{}: woken after the ack", one.user);
+        assert_eq!(
+            provider.fcm.after(&one.token, one.acked.unwrap()),
+            0,
+            "{}: woken after the ack",
+            one.user
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! A device that sleeps, and the provider that wakes it.
 
 use chappe_client::{Client, Event, Outgoing};
-use chappe_fakes::{Entry, Fcm, FcmConfig};
+use chappe_fakes::{Entry, Fcm, FcmConfig, Host};
 use chappe_node::clock::SystemWorld;
 use chappe_protocol::push::{AppName, PushAddress, PushSettings, PushTarget, Quiet};
 use chappe_protocol::time::UnixMillis;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Now, Unix milliseconds.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemWorld::new().wall().0
 }
 
@@ -42,7 +42,7 @@ impl Home {
     }
 }
 
-/// A strict provider.
+/// A strict provider of one app.
 pub(crate) struct Provider {
     pub(crate) fcm: Fcm,
 }
@@ -54,44 +54,63 @@ impl Provider {
 
     /// The settings of whoever sends to it.
     pub(crate) fn settings(&self, folder: &Path) -> PathBuf {
-        let (account, roots) = (folder.join("account.json"), folder.join("provider.pem"));
-        std::fs::write(&account, self.fcm.service_account_json()).unwrap();
-        std::fs::write(&roots, self.fcm.certificate_pem()).unwrap();
-        let text = format!(
-            "[providers.fcm.chat]\nservice_account_file = \"{}\"\nbase_url = \"{}\"\nroots_file = \"{}\"\n",
-            account.display(),
-            self.fcm.url(),
-            roots.display()
-        );
         let path = folder.join("push.toml");
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, self.section("chat", folder)).unwrap();
         path
     }
 
-    fn wakes(&self, token: &str) -> Vec<Entry> {
-        self.fcm.record().wakes().into_iter().filter(|wake| wake.target.as_deref() == Some(token)).collect()
+    /// The part of the settings that is about one app.
+    pub(crate) fn section(&self, app: &str, folder: &Path) -> String {
+        let file = |name: &str, text: &str| {
+            let path = folder.join(format!("{app}-{name}"));
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let account = file("account.json", self.fcm.service_account_json());
+        let roots = file("provider.pem", self.fcm.certificate_pem());
+        let url = self.fcm.url();
+        format!(
+            "[providers.fcm.{app}]\nservice_account_file = \"{account}\"\nbase_url = \"{url}\"\nroots_file = \"{roots}\"\n"
+        )
     }
+}
 
+/// What a provider was asked for.
+pub(crate) trait Watched {
     /// Attempts for a token.
-    pub(crate) fn count(&self, token: &str) -> usize {
-        self.wakes(token).len()
+    fn attempts(&self, token: &str) -> Vec<Entry>;
+
+    /// Waits for the `count`th attempt, which must come within `bound` of `since` (Unix milliseconds); how long after it came.
+    async fn wait_for(&self, token: &str, count: usize, since: u64, bound: Duration) -> Duration;
+
+    /// Waits until the provider has taken one.
+    async fn wait_until_taken(&self, token: &str, bound: Duration);
+
+    /// How many attempts there were for a token.
+    fn count(&self, token: &str) -> usize {
+        self.attempts(token).len()
     }
 
     /// Attempts for a token since then.
-    pub(crate) fn after(&self, token: &str, at_ms: u64) -> usize {
-        self.wakes(token).iter().filter(|wake| wake.at_ms > at_ms).count()
+    fn after(&self, token: &str, at_ms: u64) -> usize {
+        self.attempts(token).iter().filter(|wake| wake.at_ms > at_ms).count()
+    }
+}
+
+impl Watched for Host {
+    fn attempts(&self, token: &str) -> Vec<Entry> {
+        self.record().wakes().into_iter().filter(|wake| wake.target.as_deref() == Some(token)).collect()
     }
 
-    /// Waits for the `count`th attempt, which must come within `bound` of `since` (Unix milliseconds); how long after it came.
-    pub(crate) async fn wait_for(&self, token: &str, count: usize, since: u64, bound: Duration) -> Duration {
-        let mut record = self.fcm.record().follow();
+    async fn wait_for(&self, token: &str, count: usize, since: u64, bound: Duration) -> Duration {
+        let mut record = self.record().follow();
         let waited = tokio::time::timeout(bound + Duration::from_secs(10), async {
             while self.count(token) < count {
                 record.changed().await.unwrap();
             }
         });
         let came = waited.await.is_ok();
-        let wakes = self.wakes(token);
+        let wakes = self.attempts(token);
         assert!(came, "{} wakes of {count} within the bound", wakes.len());
         let after = Duration::from_millis(wakes[count - 1].at_ms.saturating_sub(since));
         assert!(after <= bound, "woken {} ms after the acceptance", after.as_millis());
@@ -101,10 +120,10 @@ impl Provider {
         after
     }
 
-    pub(crate) async fn wait_until_taken(&self, token: &str, bound: Duration) {
-        let mut record = self.fcm.record().follow();
+    async fn wait_until_taken(&self, token: &str, bound: Duration) {
+        let mut record = self.record().follow();
         let waited = tokio::time::timeout(bound, async {
-            while !self.wakes(token).iter().any(Entry::accepted) {
+            while !self.attempts(token).iter().any(Entry::accepted) {
                 record.changed().await.unwrap();
             }
         });
@@ -125,13 +144,22 @@ pub(crate) struct Sleeper {
 impl Sleeper {
     pub(crate) async fn register(home: &Home, provider: &Provider, user: &str) -> Self {
         let token = provider.fcm.new_token();
+        let address = PushAddress::Fcm { token: token.clone() };
+        Self::register_at(home, user, "chat", address, token).await
+    }
+
+    /// Registers an address; the provider's record knows it by `token`.
+    pub(crate) async fn register_at(
+        home: &Home,
+        user: &str,
+        app: &str,
+        address: PushAddress,
+        token: String,
+    ) -> Self {
         let state = tempfile::tempdir().unwrap();
         let client = home.client(user, "phone", Some(state.path())).await;
-        let target = PushTarget {
-            app: AppName::new("chat").unwrap(),
-            address: PushAddress::Fcm { token: token.clone() },
-            registered_at: UnixMillis(0),
-        };
+        let app = AppName::new(app).unwrap();
+        let target = PushTarget { app, address, registered_at: UnixMillis(0) };
         let settings = PushSettings { targets: vec![target], quiet: Quiet::default() };
         tokio::time::timeout(PATIENCE, client.set_push(settings)).await.expect("in time").unwrap();
         client.close().await;
