@@ -2,7 +2,7 @@
 
 use super::peer::{Peer, target};
 use super::population::{Population, in_memory};
-use super::{Plan, cpu, median};
+use super::{Plan, cpu_us, median};
 use chappe_node::clock::SystemWorld;
 use chappe_protocol::envelope::Urgency;
 use chappe_protocol::time::{Millis, UnixMillis};
@@ -75,12 +75,12 @@ pub(super) async fn cost(plan: &Plan) {
         let waking: Arc<dyn Waking> = peer.providers(2);
         let mut costs = Vec::new();
         for _ in 0..plan.rounds {
-            let used = cpu();
+            let used = cpu_us();
             let started = Instant::now();
             let (taken, time) = send(&waking, flight, plan.span).await;
             // The warm-up is in the CPU time too: count it alike.
             let all = taken as f64 * started.elapsed().as_secs_f64() / time.as_secs_f64();
-            costs.push((cpu() - used).as_secs_f64() * 1e6 / all);
+            costs.push((cpu_us() - used) / all);
         }
         println!("APNs client, {flight} in flight: {:.0} us of CPU a wake", median(&mut costs));
     }
@@ -88,10 +88,10 @@ pub(super) async fn cost(plan: &Plan) {
     for _ in 0..plan.rounds {
         let people = Population::fill(in_memory(), plan.wakes, plan.wakes).await;
         let running = people.start(peer.providers(2));
-        let used = cpu();
+        let used = cpu_us();
         people.hint(&running).await;
         running.until("chappe_pusher_wakes_total", plan.wakes).await;
-        costs.push((cpu() - used).as_secs_f64() * 1e6 / plan.wakes as f64);
+        costs.push((cpu_us() - used) / plan.wakes as f64);
         running.stop().await;
     }
     println!(

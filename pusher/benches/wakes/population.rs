@@ -151,7 +151,7 @@ impl Running {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(3600), reached).await.unwrap();
+        tokio::time::timeout(Duration::from_hours(1), reached).await.unwrap();
     }
 
     pub(super) async fn stop(self) {

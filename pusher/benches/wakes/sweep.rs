@@ -3,7 +3,7 @@
 use super::memory::resident;
 use super::peer::Peer;
 use super::population::{Population, in_memory};
-use super::{Plan, cpu};
+use super::{Plan, cpu_us};
 use chappe_node::clock::SystemWorld;
 use chappe_storage::Store;
 use chappe_storage::scylla::{ScyllaConfig, ScyllaRows};
@@ -33,7 +33,7 @@ pub(super) async fn run(plan: &Plan) {
     );
     let peer = Peer::start(1000, Duration::ZERO);
     let providers = peer.providers(2);
-    let (held, used, started) = (resident(), cpu(), Instant::now());
+    let (held, used, started) = (resident(), cpu_us(), Instant::now());
     let running = people.start(providers);
     let mut held_most = 0;
     while running.figure("chappe_pusher_sweep_seconds") < 1.0 {
@@ -43,12 +43,12 @@ pub(super) async fn run(plan: &Plan) {
     println!(
         "first sweep: {:.1} s, {:.1} us of CPU a mailbox, {} MiB at most beside the store",
         started.elapsed().as_secs_f64(),
-        (cpu() - used).as_secs_f64() * 1e6 / mailboxes as f64,
+        (cpu_us() - used) / mailboxes as f64,
         held_most >> 20,
     );
     running.until("chappe_pusher_wakes_total", sleepers).await;
     println!("everybody who sleeps was woken after {:.1} s", started.elapsed().as_secs_f64());
-    let (used, notes) = (cpu(), running.figure("chappe_pusher_notes_total"));
+    let (used, notes) = (cpu_us(), running.figure("chappe_pusher_notes_total"));
     let started = Instant::now();
     let sweeps = running.figure("chappe_pusher_sweep_seconds");
     while running.figure("chappe_pusher_sweep_seconds") < sweeps + FURTHER as f64 {
@@ -59,7 +59,7 @@ pub(super) async fn run(plan: &Plan) {
         "further sweeps: one in {:.1} s, {:.0} notes each, {:.2} us of CPU a note",
         started.elapsed().as_secs_f64() / FURTHER as f64,
         notes / FURTHER as f64,
-        (cpu() - used).as_secs_f64() * 1e6 / notes.max(1.0),
+        (cpu_us() - used) / notes.max(1.0),
     );
     running.stop().await;
 }
