@@ -74,11 +74,41 @@ pub enum Verdict {
     Void,
 }
 
+impl Verdict {
+    /// In capitals, for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Passed => "PASSED",
+            Self::Failed => "FAILED",
+            Self::Void => "VOID",
+        }
+    }
+
+    /// 0 passed, 1 a promise was broken, 2 the run proves nothing.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Passed => 0,
+            Self::Failed => 1,
+            Self::Void => 2,
+        }
+    }
+}
+
 impl Audit {
+    /// The kinds of findings, by name.
+    pub fn kinds(&self) -> [(&'static str, &Offenders); 5] {
+        [
+            ("lost", &self.lost),
+            ("phantom", &self.phantom),
+            ("misrouted", &self.misrouted),
+            ("reordered", &self.reordered),
+            ("duplicate", &self.duplicate),
+        ]
+    }
+
     /// Broken promises come before emptiness: a void run with a lost envelope has failed.
     pub fn verdict(&self) -> Verdict {
-        let kinds = [&self.lost, &self.phantom, &self.misrouted, &self.reordered, &self.duplicate];
-        if kinds.iter().any(|offenders| offenders.count > 0) {
+        if self.kinds().iter().any(|(_, offenders)| offenders.count > 0) {
             Verdict::Failed
         } else if self.void.is_empty() {
             Verdict::Passed

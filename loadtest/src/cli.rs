@@ -1,14 +1,16 @@
 //! The command line of the harness. **Invariant:** it aims at an address that was named, or at a server that it started.
 
 mod proxy;
+mod waking;
 
 use crate::carriers::Choice;
+use crate::checker::Verdict;
 use crate::faults::{Parts, schedule};
-use crate::report::Report;
-use crate::run::{Plan, run};
+use crate::run::{self, Plan};
 use crate::scenario::Chat;
 use crate::server::Spawned;
 use crate::tokens::Issuer;
+use crate::wake::{self, Provider, Wake};
 use anyhow::{Context, Result};
 use chappe_node::clock::SystemWorld;
 use chappe_protocol::world::World;
@@ -31,6 +33,7 @@ Exit codes: 0 passed, 1 a promise was broken (the entries are listed), 2 the run
 Examples:
   loadtest run --scenario chat --users 1000 --rate 2000 --duration 30s
   loadtest run --kills 5 --duration 30s -- chappe serve --data /tmp/chappe-test
+  loadtest run --scenario wake --users 2000 --rate 100 --duration 60s --kills 2 -- chappe serve --data /tmp/chappe-test
   loadtest run --server wss://staging.example --token-key issuer.pem --json report.json
   loadtest proxy --listen 127.0.0.1:7450 --target 127.0.0.1:7440 --latency 50ms --jitter 20ms --loss 2%"
 )]
@@ -51,6 +54,8 @@ enum Command {
 enum Scenario {
     /// People write to each other, lose their connections, come back
     Chat,
+    /// Devices sleep, are woken through a provider, and come back
+    Wake,
 }
 
 #[derive(Debug, Args)]
@@ -58,7 +63,7 @@ struct RunArgs {
     /// What to run
     #[arg(long, value_enum, default_value = "chat")]
     scenario: Scenario,
-    /// Users, one device each
+    /// Users, one device each; in wake: devices that sleep
     #[arg(long, default_value_t = 100)]
     users: u32,
     /// Submits per second over all users
@@ -113,6 +118,8 @@ struct RunArgs {
     /// Write the report here as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    wake: waking::WakeArgs,
     /// Start this server first, and end it afterwards
     #[arg(last = true, value_name = "SERVER COMMAND")]
     command: Vec<String>,
@@ -133,44 +140,71 @@ impl Cli {
 
 impl RunArgs {
     fn run(self) -> Result<ExitCode> {
-        let chat = self.chat();
-        if let Err(message) = chat.check() {
+        let checked = match self.scenario {
+            Scenario::Chat => self.chat().check(),
+            Scenario::Wake => self.waking().check(),
+        };
+        if let Err(message) = checked {
             eprintln!("loadtest: {message}");
             return Ok(ExitCode::from(EXIT_USAGE));
         }
         chappe_node::tls::install_crypto_provider();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let json = self.json.clone();
-        let report = runtime.block_on(self.execute(chat))?;
-        print!("{}", report.text());
+        let (verdict, text, document) = runtime.block_on(self.execute())?;
+        print!("{text}");
         if let Some(path) = json {
-            let text = serde_json::to_string_pretty(&report)?;
+            let text = serde_json::to_string_pretty(&document)?;
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
-        Ok(ExitCode::from(report.exit_code()))
+        Ok(ExitCode::from(verdict.exit_code()))
     }
 
     fn chat(&self) -> Chat {
-        match self.scenario {
-            Scenario::Chat => Chat {
-                users: self.users,
-                rate: self.rate,
-                duration: self.duration,
-                payload_bytes: self.payload,
-                fan_out_percent: self.fan_out_percent,
-                disconnects_percent: self.disconnects_percent,
-                seed: self.seed,
-                ..Chat::default()
-            },
+        Chat {
+            users: self.users,
+            rate: self.rate,
+            duration: self.duration,
+            payload_bytes: self.payload,
+            fan_out_percent: self.fan_out_percent,
+            disconnects_percent: self.disconnects_percent,
+            seed: self.seed,
+            ..Chat::default()
         }
     }
 
-    async fn execute(self, chat: Chat) -> Result<Report> {
+    fn waking(&self) -> Wake {
+        self.wake.wake(self.users, self.rate, self.duration, self.payload, self.seed)
+    }
+
+    /// The verdict, for people, and for programs.
+    async fn execute(self) -> Result<(Verdict, String, serde_json::Value)> {
+        let bar = progress_bar();
+        let told = match self.scenario {
+            Scenario::Chat => {
+                let (chat, command) = (self.chat(), self.command.clone());
+                let report = run::run(self.plan(chat, &command, &bar).await?).await?;
+                (report.verdict, report.text(), serde_json::to_value(&report)?)
+            }
+            Scenario::Wake => {
+                let wake = self.waking();
+                let provider = Provider::start(&wake, &SystemWorld::new()).await?;
+                let command = waking::with_settings(&self.command, &wake.provider_settings)?;
+                let report = wake::run(self.plan(wake, &command, &bar).await?, provider).await?;
+                (report.verdict, report.text(), serde_json::to_value(&report)?)
+            }
+        };
+        bar.finish_and_clear();
+        Ok(told)
+    }
+
+    /// With the server started, if it is ours to start.
+    async fn plan<S>(self, scenario: S, command: &[String], bar: &ProgressBar) -> Result<Plan<S>> {
         let world: Arc<dyn World> = Arc::new(SystemWorld::new());
         let spawned = if self.command.is_empty() {
             None
         } else {
-            Some(Spawned::start(self.command.clone(), address(&self.server)?).await?)
+            Some(Spawned::start(command.to_vec(), address(&self.server)?).await?)
         };
         let development = self.data.join("development");
         let key = self.token_key.clone().unwrap_or_else(|| development.join("token-private.pem"));
@@ -181,7 +215,6 @@ impl RunArgs {
             }
             None => std::fs::read(development.join("certificate.pem")).ok(),
         };
-        let bar = progress_bar();
         let shown = bar.clone();
         let progress = Arc::new(move |line: &str, share: f64| {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of 1000")]
@@ -189,8 +222,8 @@ impl RunArgs {
             shown.set_message(line.to_owned());
         });
         let faults = self.faults.map(|parts| schedule(self.seed, self.duration, parts)).unwrap_or_default();
-        let plan = Plan {
-            chat,
+        Ok(Plan {
+            scenario,
             servers: self.server,
             carrier: self.carrier,
             faults,
@@ -203,10 +236,7 @@ impl RunArgs {
             settle: self.settle,
             world,
             progress,
-        };
-        let report = run(plan).await;
-        bar.finish_and_clear();
-        report
+        })
     }
 }
 

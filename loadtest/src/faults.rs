@@ -40,7 +40,7 @@ const PAUSES_S: [u64; 3] = [1, 15, 60];
 /// The faults of a run.
 pub fn schedule(seed: u64, duration: Duration, parts: Parts) -> Vec<Fault> {
     let mut random = StdRng::seed_from_u64(seed ^ 0xfa01_7511);
-    let own = ["gateway-1", "gateway-2", "gateway-3", "router-1", "router-2"];
+    let own = ["gateway-1", "gateway-2", "gateway-3", "router-1", "router-2", "pusher-1", "pusher-2"];
     let (profile, others, wipe): (&str, &[&str], &str) = match parts {
         Parts::One => ("one", &["nats", "redis"], "reset nats1 redis"),
         Parts::Three => (

@@ -14,3 +14,4 @@ pub mod run;
 pub mod scenario;
 pub mod server;
 pub mod tokens;
+pub mod wake;

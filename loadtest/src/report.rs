@@ -79,15 +79,6 @@ impl Latency {
 }
 
 impl Report {
-    /// The exit code: 0 passed, 1 a promise was broken, 2 the run proves nothing.
-    pub fn exit_code(&self) -> u8 {
-        match self.verdict {
-            Verdict::Passed => 0,
-            Verdict::Failed => 1,
-            Verdict::Void => 2,
-        }
-    }
-
     /// For people: verdict first.
     pub fn text(&self) -> String {
         let audit = &self.audit;
@@ -96,11 +87,7 @@ impl Report {
         let _ = writeln!(
             text,
             "{}: {} accepted, {} received; {} lost, {} phantom, {} misrouted, {} reordered, {} duplicate",
-            match self.verdict {
-                Verdict::Passed => "PASSED",
-                Verdict::Failed => "FAILED",
-                Verdict::Void => "VOID",
-            },
+            self.verdict.word(),
             audit.accepted,
             audit.received,
             audit.lost.count,
@@ -112,14 +99,7 @@ impl Report {
         for reason in &audit.void {
             let _ = writeln!(text, "  void: {reason}");
         }
-        let kinds = [
-            ("lost", &audit.lost),
-            ("phantom", &audit.phantom),
-            ("misrouted", &audit.misrouted),
-            ("reordered", &audit.reordered),
-            ("duplicate", &audit.duplicate),
-        ];
-        for (kind, offenders) in kinds {
+        for (kind, offenders) in audit.kinds() {
             list(&mut text, kind, offenders);
         }
         let _ = writeln!(
@@ -172,7 +152,7 @@ impl Report {
     }
 }
 
-fn list(text: &mut String, kind: &str, offenders: &Offenders) {
+pub(crate) fn list(text: &mut String, kind: &str, offenders: &Offenders) {
     for offender in &offenders.first {
         let submit = offender.submit.map_or_else(
             || "bytes of no submit".to_owned(),
@@ -186,7 +166,7 @@ fn list(text: &mut String, kind: &str, offenders: &Offenders) {
     }
 }
 
-fn millis(us: u64) -> String {
+pub(crate) fn millis(us: u64) -> String {
     format!("{}.{:02} ms", us / 1000, us % 1000 / 10)
 }
 
@@ -224,7 +204,7 @@ mod tests {
         for (verdict, code, word) in
             [(Verdict::Passed, 0, "PASSED"), (Verdict::Failed, 1, "FAILED"), (Verdict::Void, 2, "VOID")]
         {
-            assert_eq!(report(verdict).exit_code(), code);
+            assert_eq!(verdict.exit_code(), code);
             let text = report(verdict).text();
             assert!(text.starts_with(word) && text.contains("7 on quic"), "{text}");
         }

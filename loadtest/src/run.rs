@@ -11,7 +11,7 @@ use crate::scenario::{Chat, Send};
 use crate::server::Spawned;
 use crate::tokens::Issuer;
 use anyhow::{Context, Result};
-use chappe_client::{Client, Event, Outcome, Outgoing};
+use chappe_client::{Builder, Client, Event, Outcome, Outgoing};
 use chappe_protocol::world::World;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -28,9 +28,9 @@ use tokio_util::task::TaskTracker;
 pub type Progress = Arc<dyn Fn(&str, f64) + std::marker::Send + Sync>;
 
 /// Where and how a scenario is run.
-pub struct Plan {
+pub struct Plan<S = Chat> {
     /// The scenario.
-    pub chat: Chat,
+    pub scenario: S,
     /// `wss://host:port` or `ws://host:port` of one gateway or several: each new connection goes to the next.
     pub servers: Vec<String>,
     /// What users connect with; `None`: what the servers' scheme says.
@@ -61,6 +61,8 @@ pub struct Plan {
 const QUEUE_MAX: usize = 1024;
 /// After a restart the clients have so long to come back before the fault window ends anyway.
 const RECONNECT_MAX: Duration = Duration::from_secs(30);
+/// All users must be connected within this.
+const CONNECT_MAX: Duration = Duration::from_mins(1);
 
 struct Run {
     chat: Chat,
@@ -85,7 +87,7 @@ struct Record {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a harness measures in µs; the roles' clock counts ms")]
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
@@ -96,7 +98,7 @@ pub async fn run(mut plan: Plan) -> Result<Report> {
     (plan.progress)("connecting", 0.0);
     let clients = connect(&plan).await?;
     let run = Arc::new(Run {
-        chat: plan.chat.clone(),
+        chat: plan.scenario.clone(),
         tagger: Tagger::new(&key),
         prefix: plan.prefix.clone(),
         start: now(),
@@ -106,7 +108,7 @@ pub async fn run(mut plan: Plan) -> Result<Report> {
         tasks: TaskTracker::new(),
     });
     let stop = CancellationToken::new();
-    for user in 0..plan.chat.users {
+    for user in 0..plan.scenario.users {
         run.tasks.spawn(Arc::clone(&run).receive(user));
     }
     run.tasks.spawn(Arc::clone(&run).disconnect(stop.clone()));
@@ -130,39 +132,66 @@ pub async fn run(mut plan: Plan) -> Result<Report> {
 /// One connected client per user; users exist from their first token on.
 async fn connect(plan: &Plan) -> Result<Vec<Client>> {
     let balancer = Arc::new(Balancer::of(&plan.servers).map_err(anyhow::Error::msg)?);
-    let server = plan.servers.first().cloned().unwrap_or_default();
     let mut clients = Vec::new();
-    for user in 0..plan.chat.users {
-        let (name, device) = (format!("{}{user}", plan.prefix), "load".to_owned());
-        let address = match plan.carrier {
-            Some(choice) => choice.address(&server, user).map_err(anyhow::Error::msg)?,
-            None => server.clone(),
-        };
-        let mut builder = Client::builder(address)
-            .connector(Arc::<Balancer>::clone(&balancer))
-            .device(device.clone())
-            .token(plan.issuer.source(name, device));
-        if let Some(roots) = &plan.roots_pem {
-            builder = builder.root_certificates_pem(roots);
-        }
-        clients.push(builder.start());
+    for user in 0..plan.scenario.users {
+        clients.push(builder(plan, &balancer, user)?.start());
         // A handful of handshakes at a time: a storm of its own is another scenario.
         if user % 32 == 31 {
-            connected(&clients[clients.len() - 32..]).await?;
-            (plan.progress)("connecting", f64::from(user) / f64::from(plan.chat.users));
+            connected(&clients[clients.len() - 32..], CONNECT_MAX).await?;
+            (plan.progress)("connecting", f64::from(user) / f64::from(plan.scenario.users));
         }
     }
-    connected(&clients).await?;
+    connected(&clients, CONNECT_MAX).await?;
     Ok(clients)
 }
 
-async fn connected(clients: &[Client]) -> Result<()> {
+/// The client of a user, through the servers in turn.
+pub(crate) fn builder<S>(plan: &Plan<S>, balancer: &Arc<Balancer>, user: u32) -> Result<Builder> {
+    let server = plan.servers.first().map_or("", String::as_str);
+    let address = match plan.carrier {
+        Some(choice) => choice.address(server, user).map_err(anyhow::Error::msg)?,
+        None => server.to_owned(),
+    };
+    Ok(builder_to(plan, balancer, address, user))
+}
+
+/// The same, to an address of its own.
+pub(crate) fn builder_to<S>(plan: &Plan<S>, balancer: &Arc<Balancer>, address: String, user: u32) -> Builder {
+    let (name, device) = (format!("{}{user}", plan.prefix), "load".to_owned());
+    let builder = Client::builder(address)
+        .connector(Arc::<Balancer>::clone(balancer))
+        .device(device.clone())
+        .token(plan.issuer.source(name, device));
+    match &plan.roots_pem {
+        Some(roots) => builder.root_certificates_pem(roots),
+        None => builder,
+    }
+}
+
+/// Waits for all of them.
+pub(crate) async fn connected(clients: &[Client], max: Duration) -> Result<()> {
     let all = futures_util::future::try_join_all(clients.iter().map(Client::connected));
-    tokio::time::timeout(Duration::from_mins(1), all)
+    tokio::time::timeout(max, all)
         .await
-        .context("not all users were connected within 60 s; is the server up, and is it the right address?")?
+        .with_context(|| {
+            let max = max.as_secs();
+            format!(
+                "not all users were connected within {max} s; is the server up, and is it the right address?"
+            )
+        })?
         .context("a user could not connect")?;
     Ok(())
+}
+
+/// What an outcome means for the audit.
+pub(crate) fn fate(outcome: &Outcome) -> Fate {
+    match outcome {
+        Outcome::Accepted => Fate::Ok,
+        Outcome::UnknownUser | Outcome::NoDevice | Outcome::DevicesChanged { .. } | Outcome::Quota => {
+            Fate::Fail
+        }
+        Outcome::Unavailable | Outcome::NotAttempted | Outcome::Unknown => Fate::Unknown,
+    }
 }
 
 impl Run {
@@ -231,18 +260,7 @@ impl Run {
 
     async fn decide(self: Arc<Self>, key: SubmitKey, intended_us: u64, pending: chappe_client::Pending) {
         let Ok(receipt) = pending.receipt().await else { return };
-        let fates: Vec<Fate> = receipt
-            .targets
-            .iter()
-            .map(|target| match target.outcome {
-                Outcome::Accepted => Fate::Ok,
-                Outcome::UnknownUser
-                | Outcome::NoDevice
-                | Outcome::DevicesChanged { .. }
-                | Outcome::Quota => Fate::Fail,
-                Outcome::Unavailable | Outcome::NotAttempted | Outcome::Unknown => Fate::Unknown,
-            })
-            .collect();
+        let fates: Vec<Fate> = receipt.targets.iter().map(|target| fate(&target.outcome)).collect();
         let at_us = self.elapsed_us();
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let mut record = self.lock();
@@ -396,7 +414,7 @@ impl Run {
 }
 
 /// User and system time of this process (`proc(5)`, fields 14 and 15, in ticks of 10 ms).
-fn cpu_seconds() -> Option<f64> {
+pub(crate) fn cpu_seconds() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/self/stat").ok()?;
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks: f64 = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;

@@ -22,7 +22,13 @@ async fn nothing_accepted_is_lost_over_five_kills() {
     let spawned = Spawned::start(place.serve_command(&[]), place.clients).await.unwrap();
     let world = Arc::new(SystemWorld::new());
     let plan = Plan {
-        chat: Chat { users: 60, rate: 150, duration: Duration::from_secs(24), seed: 7, ..Chat::default() },
+        scenario: Chat {
+            users: 60,
+            rate: 150,
+            duration: Duration::from_secs(24),
+            seed: 7,
+            ..Chat::default()
+        },
         servers: vec![format!("wss://{}", place.clients)],
         carrier: Some(Choice::Mix),
         faults: Vec::new(),

@@ -60,7 +60,7 @@ async fn nothing_accepted_is_lost_when_any_process_dies() {
     let seed = seed.expect("a schedule that breaks a gateway, a router, NATS and Redis");
     let faults = schedule(seed, DURATION, Parts::One);
     let plan = Plan {
-        chat: Chat { users: 30, rate: 40, duration: DURATION, seed, ..Chat::default() },
+        scenario: Chat { users: 30, rate: 40, duration: DURATION, seed, ..Chat::default() },
         servers,
         carrier: Some(Choice::Mix),
         roots_pem: Some(std::fs::read(keys.join("development/certificate.pem")).unwrap()),

@@ -118,7 +118,7 @@ fn the_arrows_between_crates_are_those_of_the_house() {
         ("fakes", &[]),
         ("client", &["protocol"]),
         ("node", &["protocol"]),
-        ("loadtest", &["protocol", "client", "node"]),
+        ("loadtest", &["protocol", "client", "node", "fakes"]),
         ("standalone", &["protocol", "storage", "router", "gateway", "pusher", "client", "node"]),
     ]);
     let mut seen = 0;

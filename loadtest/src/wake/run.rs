@@ -1,0 +1,343 @@
+//! Runs the scenario `wake`. **Invariant:** what is noted of a device is in the order of time, on one clock.
+
+use super::audit::{Attempt, Life, Rules, Sent, WakeAudit};
+use super::device::BadPath;
+use super::provider::Provider;
+use super::report::WakeReport;
+use super::{SENDERS, Send, Wake};
+use crate::balancer::Balancer;
+use crate::checker::{Audit, audit};
+use crate::history::{Fate, FaultWindow, History, Received, SubmitKey};
+use crate::payload::{Tag, Tagger};
+use crate::run::{Plan, builder, connected, cpu_seconds, fate, now};
+use crate::server::Spawned;
+use anyhow::Result;
+use chappe_client::{Client, Outgoing, Pending};
+use futures_util::StreamExt;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Devices that register at once: a storm of handshakes is another scenario.
+const REGISTER_AT_ONCE: usize = 32;
+/// A server that is started by hand, with the settings that this run writes, has so long to come up.
+const SERVER_MAX: Duration = Duration::from_mins(5);
+
+pub(super) struct Run {
+    pub(super) plan: Plan<Wake>,
+    pub(super) balancer: Arc<Balancer>,
+    pub(super) provider: Provider,
+    /// Each device sleeps at its own.
+    pub(super) beds: Vec<Notify>,
+    tagger: Tagger,
+    start: Instant,
+    lives: Vec<Mutex<Life>>,
+    record: Mutex<Record>,
+    tasks: TaskTracker,
+    ends: CancellationToken,
+}
+
+#[derive(Default)]
+struct Record {
+    history: History,
+    /// Who had what, and when first, milliseconds since 1970: an app would know it, too.
+    received: BTreeMap<(u32, SubmitKey), u64>,
+    /// Envelopes that came again, since their ack went down with what was killed.
+    again: u64,
+    strangers: u64,
+    /// When something was broken, milliseconds since 1970.
+    hurt: Vec<(u64, u64)>,
+}
+
+/// Runs and audits; `provider` is what the server asks.
+pub async fn run(mut plan: Plan<Wake>, provider: Provider) -> Result<WakeReport> {
+    let mut key = [0; 32];
+    plan.world.fill_random(&mut key);
+    let mut spawned = plan.spawned.take();
+    let run = Arc::new(Run {
+        balancer: Arc::new(Balancer::of(&plan.servers).map_err(anyhow::Error::msg)?),
+        provider,
+        beds: (0..plan.scenario.devices).map(|_| Notify::new()).collect(),
+        tagger: Tagger::new(&key),
+        start: now(),
+        lives: (0..plan.scenario.devices).map(|_| Mutex::default()).collect(),
+        record: Mutex::default(),
+        tasks: TaskTracker::new(),
+        ends: CancellationToken::new(),
+        plan,
+    });
+    let senders = run.senders().await?;
+    run.register_all().await?;
+    run.put_to_bed().await?;
+    let start = now();
+    let breaking = async {
+        run.kill(&mut spawned, start).await?;
+        run.break_and_mend(start).await
+    };
+    let (sent, broken, ()) = tokio::join!(run.send(&senders, start), breaking, run.fail_provider(start));
+    broken?;
+    let delivered = run.settle().await;
+    let report = run.report(delivered, sent.as_secs_f64());
+    run.ends.cancel();
+    let closing = futures_util::future::join_all(senders.iter().map(Client::close));
+    // A client that cannot say goodbye any more does not change the verdict.
+    let _ = tokio::time::timeout(Duration::from_secs(10), closing).await;
+    run.tasks.close();
+    let _ = tokio::time::timeout(Duration::from_secs(10), run.tasks.wait()).await;
+    run.provider.close().await;
+    Ok(report)
+}
+
+impl Run {
+    fn lock(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn life(&self, device: u32) -> MutexGuard<'_, Life> {
+        self.lives[device as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Milliseconds since 1970, as the provider counts too.
+    pub(super) fn wall(&self) -> u64 {
+        self.plan.world.wall().0
+    }
+
+    fn elapsed_us(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn progress(&self, line: &str, share: f64) {
+        (self.plan.progress)(line, share);
+    }
+
+    /// Those who write; users behind the devices'.
+    async fn senders(&self) -> Result<Vec<Client>> {
+        self.progress("waiting for the server", 0.0);
+        let all =
+            (0..SENDERS).map(|sender| Ok(builder(&self.plan, &self.balancer, self.name_of(sender))?.start()));
+        let all = all.collect::<Result<Vec<Client>>>()?;
+        connected(&all, SERVER_MAX).await?;
+        Ok(all)
+    }
+
+    fn name_of(&self, sender: u32) -> u32 {
+        self.plan.scenario.devices + sender
+    }
+
+    async fn register_all(&self) -> Result<()> {
+        let devices = self.plan.scenario.devices;
+        let mut registered = futures_util::stream::iter((0..devices).map(|device| self.register(device)))
+            .buffer_unordered(REGISTER_AT_ONCE);
+        let mut done = 0;
+        while let Some(registered) = registered.next().await {
+            registered?;
+            done += 1;
+            if done % 64 == 0 {
+                self.progress("registering devices", f64::from(done) / f64::from(devices));
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on devices sleep, and come when they are woken.
+    async fn put_to_bed(self: &Arc<Self>) -> Result<()> {
+        let server = self.plan.servers.first().cloned().unwrap_or_default();
+        for device in 0..self.plan.scenario.devices {
+            let path =
+                if self.plan.scenario.is_silent(device) { Some(BadPath::to(&server).await?) } else { None };
+            if path.is_some() {
+                // A visit, at whose end it falls silent.
+                self.beds[device as usize].notify_one();
+            }
+            self.spawn(Arc::clone(self).live(device, path));
+        }
+        let run = Arc::clone(self);
+        self.spawn(async move { run.provider.follow(|device, attempt| run.woken(device, attempt)).await });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Ok(())
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + std::marker::Send + 'static) {
+        let ends = self.ends.clone();
+        self.tasks.spawn(async move { ends.run_until_cancelled(task).await });
+    }
+
+    fn woken(&self, device: Option<u32>, attempt: Attempt) {
+        let Some(device) = device.filter(|device| *device < self.plan.scenario.devices) else {
+            self.lock().strangers += 1;
+            return;
+        };
+        self.life(device).attempts.push(attempt);
+        if attempt.taken {
+            self.beds[device as usize].notify_one();
+        }
+    }
+
+    /// Sends by the plan, whatever the answers do. Returns how long it took.
+    async fn send(self: &Arc<Self>, senders: &[Client], start: Instant) -> Duration {
+        let wake = &self.plan.scenario;
+        let mut counters = vec![0; senders.len()];
+        let mut shown = Duration::ZERO;
+        for send in wake.sends() {
+            tokio::time::sleep_until(start + send.at).await;
+            if send.at >= shown {
+                self.progress(
+                    "sending to sleeping devices",
+                    send.at.as_secs_f64() / wake.duration.as_secs_f64(),
+                );
+                shown = send.at + Duration::from_millis(250);
+            }
+            let counter = &mut counters[send.sender as usize];
+            let key = SubmitKey { sender: self.name_of(send.sender), counter: *counter };
+            *counter += 1;
+            let client = &senders[send.sender as usize];
+            if self.submit(client, key, send).await.is_err() {
+                break;
+            }
+        }
+        start.elapsed()
+    }
+
+    async fn submit(self: &Arc<Self>, client: &Client, key: SubmitKey, send: Send) -> Result<()> {
+        let intended_us = u64::try_from(send.at.as_micros()).unwrap_or(u64::MAX);
+        let tag = Tag { sender: key.sender, counter: key.counter, intended_us, targets: vec![send.device] };
+        let payload = self.tagger.write(&tag, self.plan.scenario.payload_bytes);
+        let outgoing = Outgoing::new(payload).to(format!("{}{}", self.plan.prefix, send.device));
+        self.lock().history.invoke(key, self.elapsed_us(), &[send.device]);
+        let sent_ms = self.wall();
+        let pending = client.submit_queued(outgoing).await?;
+        let run = Arc::clone(self);
+        self.spawn(async move { run.decide(key, send.device, sent_ms, pending).await });
+        Ok(())
+    }
+
+    async fn decide(&self, key: SubmitKey, device: u32, sent_ms: u64, pending: Pending) {
+        let Ok(receipt) = pending.receipt().await else { return };
+        let fates: Vec<Fate> = receipt.targets.iter().map(|target| fate(&target.outcome)).collect();
+        let (at_us, accepted_ms) = (self.elapsed_us(), self.wall());
+        let mut record = self.lock();
+        record.history.decide(key, at_us, &fates);
+        // It may have arrived before its sender heard of it.
+        let received_ms = record.received.get(&(device, key)).copied();
+        drop(record);
+        if fates.contains(&Fate::Ok) {
+            self.life(device).sent.push(Sent { key, sent_ms, accepted_ms, received_ms });
+        }
+    }
+
+    /// A device has an envelope.
+    pub(super) fn received(&self, device: u32, payload: &[u8]) {
+        let tag = self.tagger.read(payload);
+        let key = tag.as_ref().map(|tag| SubmitKey { sender: tag.sender, counter: tag.counter });
+        let now = self.wall();
+        let mut record = self.lock();
+        if let Some(key) = key
+            && record.received.insert((device, key), now).is_some()
+        {
+            record.again += 1;
+            return;
+        }
+        let addressed = tag.is_some_and(|tag| tag.targets.contains(&device));
+        record.history.received.push(Received { by: device, key, addressed });
+        drop(record);
+        let mut life = self.life(device);
+        if let Some(sent) = life.sent.iter_mut().rev().find(|sent| Some(sent.key) == key) {
+            sent.received_ms = Some(now);
+        }
+    }
+
+    /// Kills the server evenly over the duration, and starts it again.
+    async fn kill(&self, spawned: &mut Option<Spawned>, start: Instant) -> Result<()> {
+        let Some(server) = spawned else { return Ok(()) };
+        for number in 1..=self.plan.kills {
+            tokio::time::sleep_until(start + self.plan.scenario.duration * number / (self.plan.kills + 1))
+                .await;
+            let begin = self.begin("kill".into());
+            server.kill().await?;
+            server.restart().await?;
+            self.end(begin);
+        }
+        Ok(())
+    }
+
+    /// Breaks and mends a cluster by its schedule.
+    async fn break_and_mend(&self, start: Instant) -> Result<()> {
+        for fault in &self.plan.faults {
+            tokio::time::sleep_until(start + fault.at).await;
+            let begin = self.begin(fault.what.clone());
+            crate::faults::run(&self.plan.scripts, &fault.begin).await?;
+            tokio::time::sleep(fault.lasts).await;
+            crate::faults::run(&self.plan.scripts, &fault.end).await?;
+            self.end(begin);
+        }
+        Ok(())
+    }
+
+    fn begin(&self, what: String) -> (String, u64, u64) {
+        (what, self.elapsed_us(), self.wall())
+    }
+
+    fn end(&self, (what, from_us, from_ms): (String, u64, u64)) {
+        let (to_us, to_ms) = (self.elapsed_us(), self.wall());
+        let mut record = self.lock();
+        let in_flight = record.history.in_flight();
+        record.history.faults.push(FaultWindow { what, from_us, to_us, in_flight });
+        record.hurt.push((from_ms, to_ms));
+    }
+
+    /// The provider answers 503 for a while in the middle.
+    async fn fail_provider(&self, start: Instant) {
+        let (duration, fails) = (self.plan.scenario.duration, self.plan.scenario.provider_fails);
+        if fails.is_zero() {
+            return;
+        }
+        tokio::time::sleep_until(start + duration.saturating_sub(fails) / 2).await;
+        self.provider.fail(true);
+        tokio::time::sleep(fails).await;
+        self.provider.fail(false);
+    }
+
+    /// Waits until everything accepted has arrived, then watches that nobody is woken any more.
+    async fn settle(&self) -> Audit {
+        let end = now() + self.plan.settle;
+        loop {
+            let (found, undecided) = {
+                let record = self.lock();
+                (audit(&record.history), record.history.in_flight())
+            };
+            self.progress(&format!("settling, {undecided} undecided, {} to arrive", found.lost.count), 1.0);
+            if (undecided == 0 && found.lost.count == 0) || now() >= end {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        self.progress("watching that nobody is woken any more", 1.0);
+        tokio::time::sleep(self.plan.scenario.quiet).await;
+        audit(&self.lock().history)
+    }
+
+    fn report(&self, delivered: Audit, seconds: f64) -> WakeReport {
+        let record = self.lock();
+        let mut rules = Rules {
+            bound_ms: u64::try_from(self.plan.scenario.bound.as_millis()).unwrap_or(u64::MAX),
+            end_ms: self.wall(),
+            faults: record.hurt.clone(),
+        };
+        rules.faults.sort_unstable();
+        let mut wakes = WakeAudit { strangers: record.strangers, ..WakeAudit::default() };
+        for device in 0..self.plan.scenario.devices {
+            wakes.judge(device, &self.life(device), &rules);
+        }
+        WakeReport {
+            again: record.again,
+            faults: record.history.faults.clone(),
+            seconds,
+            harness_cpu_seconds: cpu_seconds().unwrap_or_default(),
+            ..WakeReport::new(self.plan.scenario.clone(), delivered, wakes)
+        }
+    }
+}
