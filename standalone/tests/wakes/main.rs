@@ -6,6 +6,7 @@
 #[path = "../place/mod.rs"]
 mod place;
 
+mod audited;
 mod sleeper;
 mod troubles;
 
