@@ -70,6 +70,8 @@ pub struct Offender {
     pub device: u32,
     /// Of the envelope's acceptance, or of the wake; milliseconds since 1970.
     pub at_ms: u64,
+    /// How long after the acceptance an attempt came, milliseconds.
+    pub after_ms: Option<u64>,
 }
 
 /// How many, and the first of them.
@@ -82,10 +84,10 @@ pub struct Offenders {
 }
 
 impl Offenders {
-    fn add(&mut self, device: u32, at_ms: u64) {
+    fn add(&mut self, device: u32, at_ms: u64, after_ms: Option<u64>) {
         self.count += 1;
         if self.first.len() < LISTED_MAX {
-            self.first.push(Offender { device, at_ms });
+            self.first.push(Offender { device, at_ms, after_ms });
         }
     }
 }
@@ -162,7 +164,7 @@ impl WakeAudit {
                         excuses.remove(fault);
                         self.excused += 1;
                     }
-                    None => self.extra.add(device, attempt.at_ms),
+                    None => self.extra.add(device, attempt.at_ms, None),
                 }
             }
             before = Some(attempt.at_ms);
@@ -182,8 +184,8 @@ impl WakeAudit {
             return;
         }
         match attempt {
-            Some(_) => self.late.add(device, sent.accepted_ms),
-            None => self.never.add(device, sent.accepted_ms),
+            Some(at) => self.late.add(device, sent.accepted_ms, Some(at.saturating_sub(sent.accepted_ms))),
+            None => self.never.add(device, sent.accepted_ms, None),
         }
     }
 
@@ -200,7 +202,7 @@ impl WakeAudit {
             // The ack, or the trace of the wake before, went down with what was killed.
             self.excused += 1;
         } else {
-            self.after_ack.add(device, at_ms);
+            self.after_ack.add(device, at_ms, None);
         }
     }
 }
@@ -272,7 +274,10 @@ mod tests {
         let mut life = good();
         life.sent[0].received_ms = Some(140_000);
         life.attempts[0].at_ms = 130_006;
-        assert_eq!(judged(&life, &rules()).late.first, [Offender { device: 7, at_ms: 100_005 }]);
+        assert_eq!(
+            judged(&life, &rules()).late.first,
+            [Offender { device: 7, at_ms: 100_005, after_ms: Some(30_001) }]
+        );
         life.attempts[0].at_ms = 130_005;
         assert_eq!(judged(&life, &rules()).verdict(), Verdict::Passed, "on the bound");
         life.attempts.clear();
@@ -323,7 +328,10 @@ mod tests {
         life.sessions.pop();
         life.sent[0].received_ms = Some(180_000);
         life.attempts.push(taken(110_000));
-        assert_eq!(judged(&life, &rules()).extra.first, [Offender { device: 7, at_ms: 110_000 }]);
+        assert_eq!(
+            judged(&life, &rules()).extra.first,
+            [Offender { device: 7, at_ms: 110_000, after_ms: None }]
+        );
         let broken = Rules { faults: vec![(105_000, 106_000)], ..rules() };
         assert_eq!(judged(&life, &broken).extra.count, 0);
         life.attempts.push(taken(111_000));

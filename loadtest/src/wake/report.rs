@@ -93,8 +93,14 @@ impl WakeReport {
         }
         for (kind, offenders) in wakes.kinds() {
             for one in &offenders.first {
-                let _ =
-                    writeln!(text, "  {kind:<12} device {}, at {} (ms since 1970)", one.device, one.at_ms);
+                let after = one
+                    .after_ms
+                    .map_or_else(String::new, |ms| format!(", woken {} after it", millis(ms * 1000)));
+                let _ = writeln!(
+                    text,
+                    "  {kind:<13} device {}, at {} (ms since 1970){after}",
+                    one.device, one.at_ms
+                );
             }
         }
         let _ = writeln!(

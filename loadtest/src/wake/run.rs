@@ -46,6 +46,8 @@ struct Record {
     history: History,
     /// Who had what, and when first, milliseconds since 1970: an app would know it, too.
     received: BTreeMap<(u32, SubmitKey), u64>,
+    /// Envelopes that were accepted.
+    accepted: u64,
     /// Envelopes that came again, since their ack went down with what was killed.
     again: u64,
     strangers: u64,
@@ -221,6 +223,7 @@ impl Run {
         let (at_us, accepted_ms) = (self.elapsed_us(), self.wall());
         let mut record = self.lock();
         record.history.decide(key, at_us, &fates);
+        record.accepted += fates.iter().filter(|fate| **fate == Fate::Ok).count() as u64;
         // It may have arrived before its sender heard of it.
         let received_ms = record.received.get(&(device, key)).copied();
         drop(record);
@@ -256,7 +259,7 @@ impl Run {
         for number in 1..=self.plan.kills {
             tokio::time::sleep_until(start + self.plan.scenario.duration * number / (self.plan.kills + 1))
                 .await;
-            let begin = self.begin("kill".into());
+            let begin = self.begin("kill".into()).await;
             server.kill().await?;
             server.restart().await?;
             self.end(begin);
@@ -268,7 +271,11 @@ impl Run {
     async fn break_and_mend(&self, start: Instant) -> Result<()> {
         for fault in &self.plan.faults {
             tokio::time::sleep_until(start + fault.at).await;
-            let begin = self.begin(fault.what.clone());
+            // Earlier faults took longer to mend than planned: after the load's end there is nothing to break.
+            if now() + fault.lasts >= start + self.plan.scenario.duration {
+                break;
+            }
+            let begin = self.begin(fault.what.clone()).await;
             crate::faults::run(&self.plan.scripts, &fault.begin).await?;
             tokio::time::sleep(fault.lasts).await;
             crate::faults::run(&self.plan.scripts, &fault.end).await?;
@@ -277,15 +284,28 @@ impl Run {
         Ok(())
     }
 
-    fn begin(&self, what: String) -> (String, u64, u64) {
-        (what, self.elapsed_us(), self.wall())
+    /// A fault while nothing is under way would prove little: waits (at most 2 s) until a submit is undecided or an envelope
+    /// on its way to a device that has to be woken for it.
+    async fn begin(&self, what: String) -> (FaultWindow, u64) {
+        for _ in 0..2000 {
+            if self.under_way() > 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let (from_us, in_flight) = (self.elapsed_us(), self.under_way());
+        (FaultWindow { what, from_us, to_us: from_us, in_flight }, self.wall())
     }
 
-    fn end(&self, (what, from_us, from_ms): (String, u64, u64)) {
+    fn under_way(&self) -> u64 {
+        let record = self.lock();
+        record.history.in_flight() + record.accepted.saturating_sub(record.received.len() as u64)
+    }
+
+    fn end(&self, (window, from_ms): (FaultWindow, u64)) {
         let (to_us, to_ms) = (self.elapsed_us(), self.wall());
         let mut record = self.lock();
-        let in_flight = record.history.in_flight();
-        record.history.faults.push(FaultWindow { what, from_us, to_us, in_flight });
+        record.history.faults.push(FaultWindow { to_us, ..window });
         record.hurt.push((from_ms, to_ms));
     }
 

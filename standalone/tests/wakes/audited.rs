@@ -78,5 +78,5 @@ async fn a_server_that_wakes_nobody_is_found_out() {
     let report = report(short, false, 0).await;
     assert_eq!(report.verdict, Verdict::Failed, "{}", report.text());
     assert!(report.wakes.never.count > 5 && report.audit.lost.count > 5, "{}", report.text());
-    assert!(report.text().contains("  never        device "), "{}", report.text());
+    assert!(report.text().contains("  never         device "), "{}", report.text());
 }
