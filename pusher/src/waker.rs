@@ -37,6 +37,8 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// A hint that is due within this is looked at by whoever gets it.
+const SOON: Millis = Millis::from_secs(2);
 /// What is due later than this does not wait in memory but in a note of its minute.
 const MEMORY: Millis = Millis::from_secs(60);
 /// A look that failed, since the store is away, is tried again after this.
@@ -110,6 +112,8 @@ struct Shared {
     looks_changed: Notify,
     look_permits: Arc<Semaphore>,
     settled: Mutex<Settled>,
+    /// The shards that this pusher sweeps, ascending.
+    owned: Mutex<Vec<u16>>,
     tasks: TaskTracker,
     stop: CancellationToken,
     killed: CancellationToken,
@@ -140,6 +144,7 @@ impl Waker {
             looks_changed: Notify::new(),
             look_permits: Arc::new(Semaphore::new(config.looks_at_once_max.clamp(1, Semaphore::MAX_PERMITS))),
             settled: Mutex::default(),
+            owned: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             killed: CancellationToken::new(),
@@ -239,9 +244,19 @@ impl Shared {
         &self.eyes.clock
     }
 
+    /// Whether the mailbox is this pusher's to look at later. Two that both did would wake at the same moment.
+    fn owns(&self, mailbox: MailboxId) -> bool {
+        let owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        owned.binary_search(&mailbox.shard().into()).is_ok()
+    }
+
     fn hinted(&self, Hinted { hint, finish }: Hinted) {
         self.metrics.hints.inc();
         let guards = finish.map(|finish| Guard::new(finish, &self.leaving)).into_iter().collect();
+        if hint.due > self.clock().now() + SOON && !self.owns(hint.mailbox) {
+            // It is done with: whoever sweeps the mailbox's shard sees it long before it is due.
+            return;
+        }
         let ask = Waiting { mailbox: hint.mailbox, hinted: hint.upto, guards };
         self.look_at(ask, self.clock().monotonic(hint.due));
     }
@@ -329,8 +344,9 @@ impl Shared {
                 Some(Offered::Known) | None => {}
             }
         }
-        // What lies further has its note since whoever put it off wrote one.
-        if let Some(again) = look.again.filter(|again| *again <= now + MEMORY) {
+        // What lies further has its note since whoever put it off wrote one; what is another's shard is seen by its sweep.
+        let again = look.again.filter(|again| *again <= now + MEMORY && self.owns(mailbox));
+        if let Some(again) = again {
             let ask = Waiting { mailbox, hinted: Seq(0), guards: Vec::new() };
             self.look_at(ask, self.clock().monotonic(again));
         }

@@ -160,7 +160,7 @@ impl Shared {
         if let Some(at) = repeat(*mailbox, device, woken) {
             self.write(|| self.eyes.store.add_pending_at(*mailbox, at)).await;
             self.settled().hasten(*mailbox, at);
-            if at <= woken.at + MEMORY {
+            if at <= woken.at + MEMORY && self.owns(*mailbox) {
                 let ask = Waiting { mailbox: *mailbox, hinted: Seq(0), guards: Vec::new() };
                 self.look_at(ask, self.clock().monotonic(at));
             }

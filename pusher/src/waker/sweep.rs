@@ -11,7 +11,7 @@ use chappe_storage::{PENDING_PAGE_MAX, PendingFrom, Result};
 use futures_util::StreamExt;
 use std::collections::BTreeMap;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 /// A sweep begins so long before the last one's clock: notes are of a minute, are written up to 20 s before their slots, and
 /// slots are to be 20 s old.
@@ -44,6 +44,7 @@ impl Shared {
             let Some(members) = members else { break };
             view.heard(members, self.world.now());
             let owned = view.owned(self.eyes.store.pending_shards());
+            self.owned.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&owned);
             self.metrics.shards.set(i64::try_from(owned.len()).unwrap_or(i64::MAX));
             marks.retain(|shard, _| owned.binary_search(shard).is_ok());
             let due = swept_at.is_none_or(|at| self.world.now() - at >= self.config.sweep_every);

@@ -8,6 +8,7 @@ use chappe_protocol::time::Millis;
 use chappe_pusher::provider::{Answer, Scope, Verdict};
 use chappe_pusher::shards::Members;
 use chappe_pusher::waker::Hinted;
+use chappe_router::presence::Presence as _;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -161,6 +162,63 @@ async fn with_redis_away_both_sweep_everything_and_wake_twice_at_most() {
     }
     assert_eq!(tokens.len(), 30);
     assert!(tokens.values().all(|count| *count <= 2), "{tokens:?}");
+}
+
+/// Woken devices, each with how often.
+fn counts(rig: &Rig) -> Vec<usize> {
+    let mut tokens: BTreeMap<String, usize> = BTreeMap::new();
+    for woke in rig.woke() {
+        *tokens.entry(woke.token).or_default() += 1;
+    }
+    tokens.into_values().collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_pushers_wake_nobody_twice_whoever_has_the_hint() {
+    let rig = Rig::new();
+    let members = Arc::new(Together { world: Some(rig.world.clone()), ..Together::default() });
+    let both = [(); 2].map(|()| rig.start_among(members.clone(), rig.store.clone()));
+    let mut all = Vec::new();
+    for count in 0..40 {
+        all.push(rig.sleeper(&format!("u{count}"), "app").await);
+    }
+    rig.pass(10).await;
+    // Asleep: woken at once, and by the schedule.
+    for (count, (mailbox, _)) in all.iter().enumerate() {
+        let hint = rig.submit(*mailbox, Urgency::Message).await;
+        both[count % 2].hints.send(hint.into()).await.unwrap();
+    }
+    rig.pass(25).await;
+    assert_eq!(counts(&rig), [1; 40]);
+    rig.pass(10).await;
+    assert_eq!(counts(&rig), [2; 40], "the first repeat");
+    rig.pass(150).await;
+    assert_eq!(counts(&rig), [3; 40], "the second");
+    for of in &all {
+        rig.ack(of).await;
+    }
+    rig.pass(30).await;
+    rig.provider.woke.lock().unwrap().clear();
+    // Attached and silent: their gateways hint for later, and close them a while after that.
+    let mut leases = Vec::new();
+    for (count, of) in all.iter().enumerate() {
+        leases.push(rig.lease(of).await);
+        let mut hint = rig.submit(of.0, Urgency::Message).await;
+        hint.due = hint.at + Millis::from_secs(20);
+        both[count % 2].hints.send(hint.into()).await.unwrap();
+    }
+    let start = rig.now();
+    rig.pass(19).await;
+    for lease in &leases {
+        rig.lease_again(lease).await;
+    }
+    rig.pass(3).await;
+    for lease in &leases {
+        rig.directory.release(lease).await;
+    }
+    rig.pass(8).await;
+    assert_eq!(counts(&rig), [1; 40]);
+    assert!(rig.seconds_since(start).iter().all(|seconds| *seconds <= 29), "{:?}", rig.seconds_since(start));
 }
 
 #[tokio::test(start_paused = true)]

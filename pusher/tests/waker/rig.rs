@@ -256,6 +256,10 @@ impl Rig {
         lease
     }
 
+    pub(crate) async fn lease_again(&self, lease: &Lease) {
+        self.directory.lease(std::slice::from_ref(lease)).await;
+    }
+
     pub(crate) async fn pass(&self, seconds: u64) {
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
