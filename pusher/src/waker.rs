@@ -308,6 +308,10 @@ impl Shared {
     }
 
     async fn look(&self, waiting: Waiting<Guard>) {
+        if waiting.hinted == Seq(0) && !self.owns(waiting.mailbox) {
+            // It was this pusher's when the look was put off; by now its new owner has looked, and put it off too.
+            return;
+        }
         let ask = Ask { mailbox: waiting.mailbox, hinted: waiting.hinted };
         match self.eyes.look(ask).await {
             Ok(look) => {

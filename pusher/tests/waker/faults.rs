@@ -222,6 +222,27 @@ async fn two_pushers_wake_nobody_twice_whoever_has_the_hint() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pusher_that_joins_takes_over_and_nobody_is_woken_by_both() {
+    let rig = Rig::new();
+    let members = Arc::new(Together { world: Some(rig.world.clone()), ..Together::default() });
+    let mut all = Vec::new();
+    for count in 0..40 {
+        all.push(rig.sleeper(&format!("u{count}"), "app").await);
+    }
+    let _one = rig.start_among(members.clone(), rig.store.clone());
+    rig.pass(10).await;
+    let start = rig.now();
+    for (mailbox, _) in &all {
+        rig.submit(*mailbox, Urgency::Message).await;
+    }
+    rig.pass(8).await;
+    let _two = rig.start_among(members.clone(), rig.store.clone());
+    rig.pass(21).await;
+    assert_eq!(counts(&rig), [1; 40]);
+    assert!(rig.seconds_since(start).iter().all(|seconds| *seconds <= 29));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_lets_wakes_in_flight_end_and_gives_the_others_back() {
     let rig = Rig::new();
     let mut all = Vec::new();
