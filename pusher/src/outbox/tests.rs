@@ -1,3 +1,5 @@
+//! The outbox: order, bounds, and what waits for what.
+
 use super::*;
 use crate::provider::ProviderKind;
 use chappe_protocol::envelope::Urgency;
