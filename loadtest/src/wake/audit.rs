@@ -210,7 +210,9 @@ impl WakeAudit {
 /// Whether a wake is for nothing that the one before was not for.
 fn is_again(life: &Life, before: u64, at_ms: u64) -> bool {
     let came = |(from, to): &(u64, u64)| *from <= at_ms && *to >= before;
-    if at_ms - before >= REPEAT_MS || life.sessions.iter().any(came) {
+    let apart = at_ms - before;
+    // Who comes at once is not seen to have come: two wakes of one moment are two, however quick the device.
+    if apart >= REPEAT_MS || (apart >= CROSSING_MS && life.sessions.iter().any(came)) {
         return false;
     }
     let open = life.sent.iter().filter(|sent| sent.received_ms.is_none_or(|got| got >= before));
@@ -346,6 +348,19 @@ mod tests {
         life.sent.pop();
         life.sessions.push((105_000, 106_000));
         assert_eq!(judged(&life, &rules()).extra.count, 0);
+    }
+
+    #[test]
+    fn two_wakes_of_one_moment_are_found_however_quickly_the_device_comes() {
+        let mut life = good();
+        life.sessions[1].0 = 100_106;
+        life.attempts.push(taken(100_108));
+        assert_eq!(judged(&life, &rules()).extra.count, 1, "it was on its way");
+        life.sent[0].received_ms = Some(100_107);
+        let audit = judged(&life, &rules());
+        assert_eq!((audit.extra.count, audit.noise), (1, 1), "it had everything");
+        life.sent.push(sent(100_106, Some(100_400)));
+        assert_eq!(judged(&life, &rules()).extra.count, 0, "there was more");
     }
 
     #[test]

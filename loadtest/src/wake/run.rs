@@ -224,11 +224,10 @@ impl Run {
         let mut record = self.lock();
         record.history.decide(key, at_us, &fates);
         record.accepted += fates.iter().filter(|fate| **fate == Fate::Ok).count() as u64;
-        // It may have arrived before its sender heard of it.
-        let received_ms = record.received.get(&(device, key)).copied();
         drop(record);
         if fates.contains(&Fate::Ok) {
-            self.life(device).sent.push(Sent { key, sent_ms, accepted_ms, received_ms });
+            // When it was received is filled in at the end: it may be at this very moment.
+            self.life(device).sent.push(Sent { key, sent_ms, accepted_ms, received_ms: None });
         }
     }
 
@@ -246,11 +245,6 @@ impl Run {
         }
         let addressed = tag.is_some_and(|tag| tag.targets.contains(&device));
         record.history.received.push(Received { by: device, key, addressed });
-        drop(record);
-        let mut life = self.life(device);
-        if let Some(sent) = life.sent.iter_mut().rev().find(|sent| Some(sent.key) == key) {
-            sent.received_ms = Some(now);
-        }
     }
 
     /// Kills the server evenly over the duration, and starts it again.
@@ -350,7 +344,11 @@ impl Run {
         rules.faults.sort_unstable();
         let mut wakes = WakeAudit { strangers: record.strangers, ..WakeAudit::default() };
         for device in 0..self.plan.scenario.devices {
-            wakes.judge(device, &self.life(device), &rules);
+            let mut life = self.life(device).clone();
+            for sent in &mut life.sent {
+                sent.received_ms = record.received.get(&(device, sent.key)).copied();
+            }
+            wakes.judge(device, &life, &rules);
         }
         WakeReport {
             again: record.again,
