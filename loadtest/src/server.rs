@@ -2,13 +2,19 @@
 //! ever killed, and none is left behind.
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use std::net::SocketAddr;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::process::{Child, Command};
 
 /// How long a server may take until it accepts connections.
 const START_MAX: Duration = Duration::from_mins(1);
+
+/// A drain of our own servers takes 30 s at most.
+const END_MAX: Duration = Duration::from_mins(1);
 
 /// A server process under our hand.
 #[derive(Debug)]
@@ -16,6 +22,7 @@ pub struct Spawned {
     command: Vec<String>,
     address: SocketAddr,
     child: Child,
+    pid: Arc<AtomicU32>,
 }
 
 impl Spawned {
@@ -27,7 +34,8 @@ impl Spawned {
             );
         }
         let child = spawn(&command)?;
-        let mut spawned = Self { command, address, child };
+        let mut spawned = Self { command, address, child, pid: Arc::default() };
+        spawned.note_pid();
         spawned.serving().await?;
         Ok(spawned)
     }
@@ -37,9 +45,29 @@ impl Spawned {
         self.child.kill().await.context("cannot kill the server")
     }
 
-    /// Starts it again after a [`Spawned::kill`] and waits until it serves.
+    /// Asks the process to end (SIGTERM) and waits until it has. Errors: it still runs after a minute.
+    pub async fn terminate(&mut self) -> Result<()> {
+        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        let pid = pid.context("the server has ended by itself")?;
+        kill_process(pid, Signal::TERM).context("cannot ask the server to end")?;
+        let ended = tokio::time::timeout(END_MAX, self.child.wait()).await;
+        ended.context("the server did not end within a minute of being asked to")??;
+        Ok(())
+    }
+
+    /// The number of the process that runs now.
+    pub fn pid(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.pid)
+    }
+
+    fn note_pid(&self) {
+        self.pid.store(self.child.id().unwrap_or_default(), Ordering::Relaxed);
+    }
+
+    /// Starts it again after a [`Spawned::kill`] or a [`Spawned::terminate`] and waits until it serves.
     pub async fn restart(&mut self) -> Result<()> {
         self.child = spawn(&self.command)?;
+        self.note_pid();
         self.serving().await
     }
 

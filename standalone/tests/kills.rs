@@ -4,12 +4,13 @@
 
 mod place;
 
+use chappe_loadtest::audit::Verdict;
 use chappe_loadtest::carriers::Choice;
-use chappe_loadtest::checker::Verdict;
-use chappe_loadtest::run::{Plan, run};
-use chappe_loadtest::scenario::Chat;
+use chappe_loadtest::run::{Plan, Target, run};
+use chappe_loadtest::scenario::Scenario;
 use chappe_loadtest::server::Spawned;
 use chappe_loadtest::tokens::Issuer;
+use chappe_loadtest::watch::Watch;
 use chappe_node::clock::SystemWorld;
 use place::Place;
 use std::sync::Arc;
@@ -22,20 +23,23 @@ async fn nothing_accepted_is_lost_over_five_kills() {
     let spawned = Spawned::start(place.serve_command(&[]), place.clients).await.unwrap();
     let world = Arc::new(SystemWorld::new());
     let plan = Plan {
-        scenario: Chat {
+        scenario: Scenario {
             users: 60,
             rate: 150,
             duration: Duration::from_secs(24),
             seed: 7,
-            ..Chat::default()
+            ..Scenario::find("chat").unwrap()
         },
-        servers: vec![format!("wss://{}", place.clients)],
-        carrier: Some(Choice::Mix),
+        target: Target {
+            servers: vec![format!("wss://{}", place.clients)],
+            carrier: Some(Choice::Mix),
+            roots_pem: Some(std::fs::read(place.data().certificate()).unwrap()),
+            issuer: Issuer::read(&place.data().token_private(), world.clone()).unwrap(),
+            prefix: "load-".to_owned(),
+        },
+        watch: Watch::new(Vec::new(), Some(&spawned)),
         faults: Vec::new(),
-        scripts: "dev".into(),
-        roots_pem: Some(std::fs::read(place.data().certificate()).unwrap()),
-        issuer: Issuer::read(&place.data().token_private(), world.clone()).unwrap(),
-        prefix: "load-".to_owned(),
+        scripts: None,
         spawned: Some(spawned),
         kills: 5,
         settle: Duration::from_mins(1),
@@ -47,5 +51,6 @@ async fn nothing_accepted_is_lost_over_five_kills() {
     assert_eq!(report.verdict, Verdict::Passed, "{}", report.text());
     assert_eq!(report.faults.len(), 5);
     assert!(report.audit.accepted > 3000, "{}", report.text());
+    assert!(report.resume.all.count > 200, "nearly everybody came back from each kill: {}", report.text());
     assert!(report.disconnects > 0, "nobody lost a connection on purpose");
 }

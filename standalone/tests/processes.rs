@@ -2,12 +2,13 @@
 //! paused under load with NATS and Redis, and nothing that was accepted is lost, repeated, reordered or misrouted.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step of a test is a failed test")]
 
+use chappe_loadtest::audit::Verdict;
 use chappe_loadtest::carriers::Choice;
-use chappe_loadtest::checker::Verdict;
 use chappe_loadtest::faults::{Fault, Parts, schedule};
-use chappe_loadtest::run::{Plan, run};
-use chappe_loadtest::scenario::Chat;
+use chappe_loadtest::run::{Plan, Target, run};
+use chappe_loadtest::scenario::Scenario;
 use chappe_loadtest::tokens::Issuer;
+use chappe_loadtest::watch::Watch;
 use chappe_node::clock::SystemWorld;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -60,16 +61,25 @@ async fn nothing_accepted_is_lost_when_any_process_dies() {
     let seed = seed.expect("a schedule that breaks a gateway, a router, NATS and Redis");
     let faults = schedule(seed, DURATION, Parts::One);
     let plan = Plan {
-        scenario: Chat { users: 30, rate: 40, duration: DURATION, seed, ..Chat::default() },
-        servers,
-        carrier: Some(Choice::Mix),
-        roots_pem: Some(std::fs::read(keys.join("development/certificate.pem")).unwrap()),
-        issuer: Issuer::read(&keys.join("development/token-private.pem"), world.clone()).unwrap(),
-        prefix: format!("load-{}-", std::process::id()),
+        scenario: Scenario {
+            users: 30,
+            rate: 40,
+            duration: DURATION,
+            seed,
+            ..Scenario::find("chat").unwrap()
+        },
+        target: Target {
+            servers,
+            carrier: Some(Choice::Mix),
+            roots_pem: Some(std::fs::read(keys.join("development/certificate.pem")).unwrap()),
+            issuer: Issuer::read(&keys.join("development/token-private.pem"), world.clone()).unwrap(),
+            prefix: format!("load-{}-", std::process::id()),
+        },
         spawned: None,
+        watch: Watch::default(),
         kills: 0,
         faults,
-        scripts: scripts(),
+        scripts: Some(scripts()),
         settle: Duration::from_secs(100),
         world,
         progress: Arc::new(|_, _| {}),
@@ -78,7 +88,7 @@ async fn nothing_accepted_is_lost_when_any_process_dies() {
     println!("{}", report.text());
     assert_eq!(report.verdict, Verdict::Passed, "{}", report.text());
     assert!(
-        report.deliver_all.max_us < 90_000_000,
+        report.deliver.all.max_us < 90_000_000,
         "delivered within 90 s, whatever broke: {}",
         report.text()
     );

@@ -215,7 +215,7 @@ mod tests {
         let cli = Cli::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())?;
         match cli.command {
             Command::Proxy(args) => args.check().map(|()| *args),
-            Command::Run(_) => Err("run".into()),
+            Command::Run(_) | Command::Scenarios(_) | Command::Compare(_) => Err("another".into()),
         }
     }
 

@@ -4,9 +4,9 @@
 //! P6 and I10: from the acceptance of an envelope its device has 30 s to take it, or the provider is asked to wake it. And no
 //! wake without need: none after the ack, none twice for the same but by the schedule of repeats.
 
-use crate::checker::Verdict;
-use crate::history::SubmitKey;
-use serde::Serialize;
+use crate::audit::{SubmitKey, Verdict};
+use crate::measure::Latency;
+use serde::{Deserialize, Serialize};
 
 /// How long nobody counts against a device or a server what crossed on the way.
 const CROSSING_MS: u64 = 5_000;
@@ -64,7 +64,7 @@ pub struct Rules {
 }
 
 /// A device and a moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offender {
     /// Which device.
     pub device: u32,
@@ -74,8 +74,16 @@ pub struct Offender {
     pub after_ms: Option<u64>,
 }
 
+impl Offender {
+    /// For people.
+    pub fn told(&self) -> String {
+        let after = self.after_ms.map_or_else(String::new, |ms| format!(", woken {ms} ms after it"));
+        format!("device {}, at {} (ms since 1970){after}", self.device, self.at_ms)
+    }
+}
+
 /// How many, and the first of them.
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offenders {
     /// How many.
     pub count: u64,
@@ -93,7 +101,7 @@ impl Offenders {
 }
 
 /// What was found.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct WakeAudit {
     /// Envelopes for devices that slept or were silent when they were accepted.
     pub asleep: u64,
@@ -115,9 +123,13 @@ pub struct WakeAudit {
     pub extra: Offenders,
     /// Requests for a token that no device here has.
     pub strangers: u64,
-    /// From the acceptance to the first attempt, of those asleep, µs.
+    /// Envelopes that came again, since their ack went down with what was killed.
+    pub again: u64,
+    /// From the acceptance to the first attempt, of those asleep.
+    pub latency: Latency,
+    /// The same, each, µs.
     #[serde(skip)]
-    pub latencies_us: Vec<u64>,
+    pub(super) latencies_us: Vec<u64>,
 }
 
 impl WakeAudit {

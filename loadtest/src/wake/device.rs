@@ -49,13 +49,13 @@ impl BadPath {
 impl Run {
     /// A client of this device, under way.
     fn start(&self, device: u32, path: Option<&BadPath>) -> Result<Client> {
-        let plan = &self.plan;
+        let target = &self.plan.target;
         let client = match path {
-            None => builder(plan, &self.balancer, device)?,
+            None => builder(target, &self.balancer, device)?,
             Some(path) => {
                 let balancer =
                     Arc::new(Balancer::of(std::slice::from_ref(&path.server)).map_err(anyhow::Error::msg)?);
-                builder_to(plan, &balancer, path.server.clone(), device)
+                builder_to(target, &balancer, path.server.clone(), device)
             }
         };
         Ok(client.start())

@@ -4,16 +4,15 @@
 pub mod audit;
 mod device;
 mod provider;
-mod report;
 mod run;
 
+pub use audit::WakeAudit;
 pub use provider::Provider;
-pub use report::WakeReport;
 pub use run::run;
 
+use crate::scenario::{Scenario, Sleep};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,33 +22,27 @@ pub const SENDERS: u32 = 4;
 /// Devices that may fall silent: each has a bad path of its own.
 const SILENT_MAX: u32 = 200;
 
-/// The scenario.
-#[derive(Debug, Clone, Serialize)]
+/// What is run: a scenario with devices that sleep, and where their provider is.
+#[derive(Debug, Clone)]
 pub struct Wake {
     /// Devices that sleep, each of a user of its own.
-    pub devices: u32,
+    devices: u32,
     /// Submits per second over all senders, each to one device.
-    pub rate: u32,
+    rate: u32,
     /// How long submits are sent.
-    pub duration: Duration,
+    duration: Duration,
     /// Bytes of a payload.
-    pub payload_bytes: usize,
-    /// Of 100 devices, how many fall silent instead of closing their session.
-    pub silent_percent: u8,
-    /// From the acceptance to the wake.
-    pub bound: Duration,
-    /// How long it is watched at the end that nobody is woken any more.
-    pub quiet: Duration,
-    /// How long the provider answers 503 in the middle of the run.
-    pub provider_fails: Duration,
-    /// Where the provider listens.
-    #[serde(skip)]
-    pub provider_listen: SocketAddr,
-    /// The settings of whoever asks the provider are written here.
-    #[serde(skip)]
-    pub provider_settings: PathBuf,
+    payload_bytes: usize,
+    /// What is asked of them, and of the server.
+    sleep: Sleep,
     /// Decides who is written to.
-    pub seed: u64,
+    seed: u64,
+    /// For the report.
+    whole: Scenario,
+    /// Where the provider listens.
+    provider_listen: SocketAddr,
+    /// The settings of whoever asks the provider are written here.
+    provider_settings: PathBuf,
 }
 
 /// One submit that is to be.
@@ -61,28 +54,24 @@ struct Send {
 }
 
 impl Wake {
-    /// Refuses what cannot be run.
-    pub fn check(&self) -> Result<(), String> {
-        match () {
-            () if self.devices == 0 => Err("--users: at least 1 device that sleeps".into()),
-            () if self.devices > 15_000 => {
-                Err("--users: one process holds at most 15,000 sessions; run several".into())
-            }
-            () if self.rate == 0 => Err("--rate: at least 1 submit per second".into()),
-            () if self.duration.is_zero() => Err("--duration: must not be zero".into()),
-            () if self.payload_bytes > 64 * 1024 => Err("--payload: at most 65536 bytes".into()),
-            () if self.silent_percent > 100 => Err("--silent-percent: at most 100".into()),
-            () if self.bound.is_zero() => Err("--bound: must not be zero".into()),
-            () if self.provider_fails >= self.duration && !self.provider_fails.is_zero() => {
-                Err("--provider-fails: shorter than --duration".into())
-            }
-            () => Ok(()),
+    /// With the provider at this address, and the settings of whoever asks it in this file.
+    pub fn new(scenario: &Scenario, provider_listen: SocketAddr, provider_settings: PathBuf) -> Self {
+        Self {
+            devices: scenario.users,
+            rate: scenario.rate,
+            duration: scenario.duration,
+            payload_bytes: scenario.payload,
+            sleep: scenario.wake.clone().unwrap_or_default(),
+            seed: scenario.seed,
+            whole: scenario.clone(),
+            provider_listen,
+            provider_settings,
         }
     }
 
     /// Whether this one falls silent; spread over all.
     fn is_silent(&self, device: u32) -> bool {
-        let wanted = (self.devices * u32::from(self.silent_percent)).div_ceil(100).min(SILENT_MAX);
+        let wanted = (self.devices * u32::from(self.sleep.silent_percent)).div_ceil(100).min(SILENT_MAX);
         wanted > 0 && device.is_multiple_of(self.devices.div_ceil(wanted).max(1))
     }
 
@@ -105,19 +94,9 @@ mod tests {
     use super::*;
 
     fn wake() -> Wake {
-        Wake {
-            devices: 100,
-            rate: 50,
-            duration: Duration::from_secs(10),
-            payload_bytes: 256,
-            silent_percent: 5,
-            bound: Duration::from_secs(30),
-            quiet: Duration::from_secs(35),
-            provider_fails: Duration::ZERO,
-            provider_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            provider_settings: PathBuf::new(),
-            seed: 1,
-        }
+        let silent = Sleep { silent_percent: 5, ..Sleep::default() };
+        let scenario = Scenario { rate: 50, wake: Some(silent), ..Scenario::default() };
+        Wake::new(&scenario, SocketAddr::from(([127, 0, 0, 1], 0)), PathBuf::new())
     }
 
     #[test]
@@ -132,18 +111,12 @@ mod tests {
 
     #[test]
     fn the_share_of_the_silent_is_kept_and_bounded() {
-        let count = |wake: Wake| (0..wake.devices).filter(|device| wake.is_silent(*device)).count();
-        assert_eq!(count(wake()), 5);
-        assert_eq!(count(Wake { silent_percent: 0, ..wake() }), 0);
-        assert_eq!(count(Wake { silent_percent: 100, ..wake() }), 100);
-        assert!(count(Wake { silent_percent: 100, devices: 15_000, ..wake() }) <= 200);
-    }
-
-    #[test]
-    fn what_cannot_run_is_refused() {
-        wake().check().unwrap();
-        assert!(Wake { devices: 0, ..wake() }.check().is_err());
-        assert!(Wake { rate: 0, ..wake() }.check().is_err());
-        assert!(Wake { provider_fails: Duration::from_secs(10), ..wake() }.check().is_err());
+        let count = |silent_percent, devices| {
+            let sleep = Sleep { silent_percent, ..Sleep::default() };
+            let wake = Wake { devices, sleep, ..wake() };
+            (0..devices).filter(|device| wake.is_silent(*device)).count()
+        };
+        assert_eq!((count(5, 100), count(0, 100), count(100, 100)), (5, 0, 100));
+        assert!(count(100, 15_000) <= 200);
     }
 }

@@ -3,19 +3,20 @@
 use super::audit::{Attempt, Life, Rules, Sent, WakeAudit};
 use super::device::BadPath;
 use super::provider::Provider;
-use super::report::WakeReport;
 use super::{SENDERS, Send, Wake};
+use crate::audit::{Fate, Ledger, Received, SubmitKey};
 use crate::balancer::Balancer;
-use crate::checker::{Audit, audit};
-use crate::history::{Fate, FaultWindow, History, Received, SubmitKey};
+use crate::measure::{Latency, Measured, Phase};
 use crate::payload::{Tag, Tagger};
-use crate::run::{Plan, builder, connected, cpu_seconds, fate, now};
+use crate::report::Report;
+use crate::run::{Plan, builder, connected, fate, now};
 use crate::server::Spawned;
+use crate::watch;
 use anyhow::Result;
 use chappe_client::{Client, Outgoing, Pending};
 use futures_util::StreamExt;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -34,16 +35,17 @@ pub(super) struct Run {
     /// Each device sleeps at its own.
     pub(super) beds: Vec<Notify>,
     tagger: Tagger,
-    start: Instant,
+    /// When the load began.
+    start: OnceLock<Instant>,
     lives: Vec<Mutex<Life>>,
     record: Mutex<Record>,
     tasks: TaskTracker,
     ends: CancellationToken,
 }
 
-#[derive(Default)]
 struct Record {
-    history: History,
+    ledger: Ledger,
+    measured: Measured,
     /// Who had what, and when first, milliseconds since 1970: an app would know it, too.
     received: BTreeMap<(u32, SubmitKey), u64>,
     /// Envelopes that were accepted.
@@ -56,18 +58,26 @@ struct Record {
 }
 
 /// Runs and audits; `provider` is what the server asks.
-pub async fn run(mut plan: Plan<Wake>, provider: Provider) -> Result<WakeReport> {
+pub async fn run(mut plan: Plan<Wake>, provider: Provider) -> Result<Report> {
     let mut key = [0; 32];
     plan.world.fill_random(&mut key);
     let mut spawned = plan.spawned.take();
     let run = Arc::new(Run {
-        balancer: Arc::new(Balancer::of(&plan.servers).map_err(anyhow::Error::msg)?),
+        balancer: Arc::new(Balancer::of(&plan.target.servers).map_err(anyhow::Error::msg)?),
         provider,
         beds: (0..plan.scenario.devices).map(|_| Notify::new()).collect(),
         tagger: Tagger::new(&key),
-        start: now(),
+        start: OnceLock::new(),
         lives: (0..plan.scenario.devices).map(|_| Mutex::default()).collect(),
-        record: Mutex::default(),
+        record: Mutex::new(Record {
+            ledger: Ledger::default(),
+            measured: Measured::new(plan.scenario.duration),
+            received: BTreeMap::new(),
+            accepted: 0,
+            again: 0,
+            strangers: 0,
+            hurt: Vec::new(),
+        }),
         tasks: TaskTracker::new(),
         ends: CancellationToken::new(),
         plan,
@@ -75,15 +85,15 @@ pub async fn run(mut plan: Plan<Wake>, provider: Provider) -> Result<WakeReport>
     let senders = run.senders().await?;
     run.register_all().await?;
     run.put_to_bed().await?;
-    let start = now();
+    let start = *run.start.get_or_init(now);
     let breaking = async {
         run.kill(&mut spawned, start).await?;
         run.break_and_mend(start).await
     };
     let (sent, broken, ()) = tokio::join!(run.send(&senders, start), breaking, run.fail_provider(start));
     broken?;
-    let delivered = run.settle().await;
-    let report = run.report(delivered, sent.as_secs_f64());
+    run.settle().await;
+    let report = run.report(sent.as_secs_f64());
     run.ends.cancel();
     let closing = futures_util::future::join_all(senders.iter().map(Client::close));
     // A client that cannot say goodbye any more does not change the verdict.
@@ -91,6 +101,9 @@ pub async fn run(mut plan: Plan<Wake>, provider: Provider) -> Result<WakeReport>
     run.tasks.close();
     let _ = tokio::time::timeout(Duration::from_secs(10), run.tasks.wait()).await;
     run.provider.close().await;
+    if let Some(server) = &mut spawned {
+        server.kill().await?;
+    }
     Ok(report)
 }
 
@@ -109,7 +122,7 @@ impl Run {
     }
 
     fn elapsed_us(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+        self.start.get().map_or(0, |start| micros(start.elapsed()))
     }
 
     fn progress(&self, line: &str, share: f64) {
@@ -119,8 +132,8 @@ impl Run {
     /// Those who write; users behind the devices'.
     async fn senders(&self) -> Result<Vec<Client>> {
         self.progress("waiting for the server", 0.0);
-        let all =
-            (0..SENDERS).map(|sender| Ok(builder(&self.plan, &self.balancer, self.name_of(sender))?.start()));
+        let all = (0..SENDERS)
+            .map(|sender| Ok(builder(&self.plan.target, &self.balancer, self.name_of(sender))?.start()));
         let all = all.collect::<Result<Vec<Client>>>()?;
         connected(&all, SERVER_MAX).await?;
         Ok(all)
@@ -147,7 +160,7 @@ impl Run {
 
     /// From now on devices sleep, and come when they are woken.
     async fn put_to_bed(self: &Arc<Self>) -> Result<()> {
-        let server = self.plan.servers.first().cloned().unwrap_or_default();
+        let server = self.plan.target.servers.first().cloned().unwrap_or_default();
         for device in 0..self.plan.scenario.devices {
             let path =
                 if self.plan.scenario.is_silent(device) { Some(BadPath::to(&server).await?) } else { None };
@@ -205,29 +218,37 @@ impl Run {
     }
 
     async fn submit(self: &Arc<Self>, client: &Client, key: SubmitKey, send: Send) -> Result<()> {
-        let intended_us = u64::try_from(send.at.as_micros()).unwrap_or(u64::MAX);
+        let intended_us = micros(send.at);
         let tag = Tag { sender: key.sender, counter: key.counter, intended_us, targets: vec![send.device] };
         let payload = self.tagger.write(&tag, self.plan.scenario.payload_bytes);
-        let outgoing = Outgoing::new(payload).to(format!("{}{}", self.plan.prefix, send.device));
-        self.lock().history.invoke(key, self.elapsed_us(), &[send.device]);
+        let outgoing = Outgoing::new(payload).to(format!("{}{}", self.plan.target.prefix, send.device));
+        {
+            let at_us = self.elapsed_us();
+            let mut record = self.lock();
+            record.ledger.invoke(key, at_us, &[send.device]);
+            record.measured.sent(intended_us, at_us);
+        }
         let sent_ms = self.wall();
         let pending = client.submit_queued(outgoing).await?;
         let run = Arc::clone(self);
-        self.spawn(async move { run.decide(key, send.device, sent_ms, pending).await });
+        self.spawn(async move { run.decide(key, send, sent_ms, pending).await });
         Ok(())
     }
 
-    async fn decide(&self, key: SubmitKey, device: u32, sent_ms: u64, pending: Pending) {
+    async fn decide(&self, key: SubmitKey, send: Send, sent_ms: u64, pending: Pending) {
         let Ok(receipt) = pending.receipt().await else { return };
         let fates: Vec<Fate> = receipt.targets.iter().map(|target| fate(&target.outcome)).collect();
         let (at_us, accepted_ms) = (self.elapsed_us(), self.wall());
         let mut record = self.lock();
-        record.history.decide(key, at_us, &fates);
+        record.ledger.decide(key, at_us, &fates);
+        let intended_us = micros(send.at);
+        let phase = record.ledger.trouble(intended_us, at_us).unwrap_or(Phase::Steady);
+        record.measured.decided(phase, None, intended_us, at_us);
         record.accepted += fates.iter().filter(|fate| **fate == Fate::Ok).count() as u64;
         drop(record);
         if fates.contains(&Fate::Ok) {
             // When it was received is filled in at the end: it may be at this very moment.
-            self.life(device).sent.push(Sent { key, sent_ms, accepted_ms, received_ms: None });
+            self.life(send.device).sent.push(Sent { key, sent_ms, accepted_ms, received_ms: None });
         }
     }
 
@@ -243,8 +264,12 @@ impl Run {
             record.again += 1;
             return;
         }
-        let addressed = tag.is_some_and(|tag| tag.targets.contains(&device));
-        record.history.received.push(Received { by: device, key, addressed });
+        let addressed = tag.as_ref().is_some_and(|tag| tag.targets.contains(&device));
+        record.ledger.receive(Received { by: device, key, addressed });
+        if let Some(tag) = tag {
+            // Whoever sleeps has to be woken first.
+            record.measured.delivered(Phase::Backlog, None, tag.intended_us, self.elapsed_us());
+        }
     }
 
     /// Kills the server evenly over the duration, and starts it again.
@@ -253,7 +278,7 @@ impl Run {
         for number in 1..=self.plan.kills {
             tokio::time::sleep_until(start + self.plan.scenario.duration * number / (self.plan.kills + 1))
                 .await;
-            let begin = self.begin("kill".into()).await;
+            let begin = self.begin("kill").await;
             server.kill().await?;
             server.restart().await?;
             self.end(begin);
@@ -263,16 +288,17 @@ impl Run {
 
     /// Breaks and mends a cluster by its schedule.
     async fn break_and_mend(&self, start: Instant) -> Result<()> {
+        let scripts = self.plan.scripts.clone().unwrap_or_default();
         for fault in &self.plan.faults {
             tokio::time::sleep_until(start + fault.at).await;
             // Earlier faults took longer to mend than planned: after the load's end there is nothing to break.
             if now() + fault.lasts >= start + self.plan.scenario.duration {
                 break;
             }
-            let begin = self.begin(fault.what.clone()).await;
-            crate::faults::run(&self.plan.scripts, &fault.begin).await?;
+            let begin = self.begin(&fault.what).await;
+            crate::faults::run(&scripts, &fault.begin).await?;
             tokio::time::sleep(fault.lasts).await;
-            crate::faults::run(&self.plan.scripts, &fault.end).await?;
+            crate::faults::run(&scripts, &fault.end).await?;
             self.end(begin);
         }
         Ok(())
@@ -280,7 +306,7 @@ impl Run {
 
     /// A fault while nothing is under way would prove little: waits (at most 2 s) until a submit is undecided or an envelope
     /// on its way to a device that has to be woken for it.
-    async fn begin(&self, what: String) -> (FaultWindow, u64) {
+    async fn begin(&self, what: &str) -> (usize, u64) {
         for _ in 0..2000 {
             if self.under_way() > 0 {
                 break;
@@ -288,24 +314,24 @@ impl Run {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let (from_us, in_flight) = (self.elapsed_us(), self.under_way());
-        (FaultWindow { what, from_us, to_us: from_us, in_flight }, self.wall())
+        (self.lock().ledger.fault_begins(what, Phase::Fault, from_us, in_flight), self.wall())
     }
 
     fn under_way(&self) -> u64 {
         let record = self.lock();
-        record.history.in_flight() + record.accepted.saturating_sub(record.received.len() as u64)
+        record.ledger.undecided() + record.accepted.saturating_sub(record.received.len() as u64)
     }
 
-    fn end(&self, (window, from_ms): (FaultWindow, u64)) {
+    fn end(&self, (number, from_ms): (usize, u64)) {
         let (to_us, to_ms) = (self.elapsed_us(), self.wall());
         let mut record = self.lock();
-        record.history.faults.push(FaultWindow { to_us, ..window });
+        record.ledger.fault_ends(number, to_us);
         record.hurt.push((from_ms, to_ms));
     }
 
     /// The provider answers 503 for a while in the middle.
     async fn fail_provider(&self, start: Instant) {
-        let (duration, fails) = (self.plan.scenario.duration, self.plan.scenario.provider_fails);
+        let (duration, fails) = (self.plan.scenario.duration, self.plan.scenario.sleep.provider_fails);
         if fails.is_zero() {
             return;
         }
@@ -316,33 +342,33 @@ impl Run {
     }
 
     /// Waits until everything accepted has arrived, then watches that nobody is woken any more.
-    async fn settle(&self) -> Audit {
+    async fn settle(&self) {
         let end = now() + self.plan.settle;
         loop {
-            let (found, undecided) = {
+            let (undecided, missing) = {
                 let record = self.lock();
-                (audit(&record.history), record.history.in_flight())
+                (record.ledger.undecided(), record.ledger.missing())
             };
-            self.progress(&format!("settling, {undecided} undecided, {} to arrive", found.lost.count), 1.0);
-            if (undecided == 0 && found.lost.count == 0) || now() >= end {
+            self.progress(&format!("settling, {undecided} undecided, {missing} to arrive"), 1.0);
+            if (undecided == 0 && missing == 0) || now() >= end {
                 break;
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
         self.progress("watching that nobody is woken any more", 1.0);
-        tokio::time::sleep(self.plan.scenario.quiet).await;
-        audit(&self.lock().history)
+        tokio::time::sleep(self.plan.scenario.sleep.quiet).await;
     }
 
-    fn report(&self, delivered: Audit, seconds: f64) -> WakeReport {
-        let record = self.lock();
+    fn report(&self, seconds: f64) -> Report {
+        let mut record = self.lock();
         let mut rules = Rules {
-            bound_ms: u64::try_from(self.plan.scenario.bound.as_millis()).unwrap_or(u64::MAX),
+            bound_ms: u64::try_from(self.plan.scenario.sleep.bound.as_millis()).unwrap_or(u64::MAX),
             end_ms: self.wall(),
             faults: record.hurt.clone(),
         };
         rules.faults.sort_unstable();
-        let mut wakes = WakeAudit { strangers: record.strangers, ..WakeAudit::default() };
+        let mut wakes =
+            WakeAudit { strangers: record.strangers, again: record.again, ..WakeAudit::default() };
         for device in 0..self.plan.scenario.devices {
             let mut life = self.life(device).clone();
             for sent in &mut life.sent {
@@ -350,12 +376,20 @@ impl Run {
             }
             wakes.judge(device, &life, &rules);
         }
-        WakeReport {
-            again: record.again,
-            faults: record.history.faults.clone(),
-            seconds,
-            harness_cpu_seconds: cpu_seconds().unwrap_or_default(),
-            ..WakeReport::new(self.plan.scenario.clone(), delivered, wakes)
-        }
+        wakes.latency = Latency::of(wakes.latencies_us.drain(..));
+        let own = watch::own();
+        record.measured.cpu_seconds = own.cpu_seconds;
+        record.measured.rss_bytes = own.rss_bytes;
+        let (audit, faults) = (record.ledger.audit(), record.ledger.faults().to_vec());
+        let mut report = Report::new(self.plan.scenario.whole.clone(), audit, &record.measured);
+        report.seconds = seconds;
+        report.faults = faults;
+        report.woken(wakes);
+        report.judge();
+        report
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -1,8 +1,7 @@
 //! The last word on a run. **Invariant:** only what was told as gone, and was made to go, may be missing.
 
 use super::{Inner, Record};
-use chappe_loadtest::checker::audit;
-use chappe_loadtest::history::{Fate, SubmitKey};
+use chappe_loadtest::audit::{Fate, SubmitKey};
 use chappe_protocol::envelope::PageEnd;
 use chappe_protocol::id::{Bucket, BucketShape, EnvelopeId, MailboxId, Seq};
 use chappe_protocol::world::World;
@@ -48,16 +47,9 @@ impl Record {
             }
         }
         let inner = self.lock();
-        let found = audit(&inner.history);
-        let kinds = [
-            ("lost", &found.lost),
-            ("phantom", &found.phantom),
-            ("misrouted", &found.misrouted),
-            ("reordered", &found.reordered),
-            ("duplicate", &found.duplicate),
-        ];
+        let found = inner.history.audit();
         let mut violations = inner.violations.clone();
-        for (kind, offenders) in kinds.into_iter().filter(|(_, offenders)| offenders.count > 0) {
+        for (kind, offenders) in found.kinds().into_iter().filter(|(_, offenders)| offenders.count > 0) {
             violations.push(format!("{} {kind}: {:?}", offenders.count, offenders.first));
         }
         Verdict {

@@ -3,17 +3,19 @@
 #![allow(dead_code, unused_imports, reason = "each test target uses a part of it")]
 
 mod audit;
+mod history;
 
 pub(crate) use audit::Verdict;
 
 use chappe_client::{Client, DeviceFilter, Event, Millis, Outgoing, Receipt, TruncatedReason, UserId, World};
-use chappe_loadtest::history::{Fate, History, Received, SubmitKey};
+use chappe_loadtest::audit::{Fate, Received, SubmitKey};
 use chappe_loadtest::payload::{Tag, Tagger};
 use chappe_protocol::id::{DeviceId, EnvelopeId, MailboxId, Seq};
 use chappe_protocol::internode::Outcome;
 use chappe_storage::memory::MemoryRows;
 use chappe_storage::rows::Rows as _;
 use futures_util::FutureExt as _;
+use history::History;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
