@@ -4,9 +4,10 @@
 use async_trait::async_trait;
 use chappe_client::{Connector, Io, TcpConnector};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::net::TcpSocket;
 
 /// A gateway that takes longer to accept is passed over.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
@@ -16,6 +17,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(1);
 pub struct Balancer {
     servers: Vec<(String, u16)>,
     next: AtomicUsize,
+    source: Option<IpAddr>,
     /// Of UDP: in a race both carriers go round, each for itself.
     next_udp: AtomicUsize,
 }
@@ -40,7 +42,25 @@ impl Balancer {
             let (host, port) = authority.and_then(|text| text.rsplit_once(':')).ok_or_else(wrong)?;
             servers.push((host.to_owned(), port.parse().map_err(|_| wrong())?));
         }
-        Ok(Self { servers, next: AtomicUsize::new(0), next_udp: AtomicUsize::new(0) })
+        Ok(Self { servers, next: AtomicUsize::new(0), source: None, next_udp: AtomicUsize::new(0) })
+    }
+
+    /// TCP connections leave from this address; `None`: the system chooses.
+    #[must_use]
+    pub fn leaving_from(self, source: Option<IpAddr>) -> Self {
+        Self { source, ..self }
+    }
+
+    async fn dial(&self, host: &str, port: u16) -> io::Result<Box<dyn Io>> {
+        let Some(source) = self.source else { return TcpConnector.connect(host, port).await };
+        let of_kind = |address: &SocketAddr| address.is_ipv4() == source.is_ipv4();
+        let address = tokio::net::lookup_host((host, port)).await?.find(of_kind);
+        let address = address.ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let socket = if source.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.bind(SocketAddr::new(source, 0))?;
+        let stream = socket.connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Box::new(stream))
     }
 }
 
@@ -51,7 +71,7 @@ impl Connector for Balancer {
         let mut failed = io::Error::from(io::ErrorKind::NotConnected);
         for turn in 0..self.servers.len() {
             let (host, port) = &self.servers[(first + turn) % self.servers.len()];
-            match tokio::time::timeout(CONNECT_MAX, TcpConnector.connect(host, *port)).await {
+            match tokio::time::timeout(CONNECT_MAX, self.dial(host, *port)).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => failed = error,
                 Err(_) => failed = io::ErrorKind::TimedOut.into(),
@@ -98,6 +118,16 @@ mod tests {
                 balancer.resolve("", 0).await.unwrap().iter().map(SocketAddr::port).collect();
             assert_eq!(ports, want);
         }
+    }
+
+    #[tokio::test]
+    async fn connections_leave_from_where_they_are_told_to() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}", server.local_addr().unwrap());
+        let source: IpAddr = "127.0.0.9".parse().unwrap();
+        let balancer = Balancer::of(&[url]).unwrap().leaving_from(Some(source));
+        let _stream = balancer.connect("", 0).await.unwrap();
+        assert_eq!(server.accept().await.unwrap().1.ip(), source);
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! The command line of the harness. **Invariant:** it aims at an address that was named, or at a server that it started.
 
+mod agent;
 mod proxy;
 mod run;
 mod scenarios;
@@ -22,6 +23,7 @@ Examples:
   loadtest scenarios
   loadtest run chat --users 1000 --rate 2000 --duration 30s -- chappe serve --data /tmp/chappe-test
   loadtest run storm --html storm.html -- chappe serve --data /tmp/chappe-test
+  loadtest run idle --users 60000 --processes 4 --server wss://127.0.0.1:7440
   loadtest run ours.toml --server wss://staging.example:443 --token-key issuer.pem --json new.json --compare old.json
   loadtest proxy --listen 127.0.0.1:7450 --target 127.0.0.1:7440 --latency 50ms --jitter 20ms --loss 2%"
 )]
@@ -38,6 +40,11 @@ enum Command {
     Scenarios(scenarios::ScenariosArgs),
     /// Two reports of the same scenario: ratios with their confidence
     Compare(scenarios::CompareArgs),
+    /// Put on the load that a run elsewhere asks for
+    Agent(agent::AgentArgs),
+    /// A process of a run with --processes
+    #[command(hide = true)]
+    Worker,
     /// Pass TCP and UDP on to a server over a bad path: late, lossy, narrow, dead, re-bound
     Proxy(Box<proxy::ProxyArgs>),
 }
@@ -52,6 +59,8 @@ impl Cli {
             Command::Run(args) => args.run(),
             Command::Scenarios(args) => args.run(),
             Command::Compare(args) => args.run(),
+            Command::Agent(args) => args.run(),
+            Command::Worker => agent::worker(),
             Command::Proxy(args) => args.run(),
         }
     }

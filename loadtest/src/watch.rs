@@ -1,11 +1,13 @@
 //! Looks at the server's processes from outside: memory and CPU time as the kernel counts them. **Invariant:** what cannot be
 //! seen is told as not measured, never as nothing.
 
+use crate::measure::Timeline;
 use crate::server::Spawned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// The kernel counts CPU time in ticks of 10 ms (`proc(5)`, `stat`, fields 14 and 15).
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -34,6 +36,14 @@ pub struct ServerUse {
     pub cpu_seconds: Option<f64>,
 }
 
+/// The server over the load.
+pub(crate) struct Followed {
+    /// Its memory and CPU time.
+    pub(crate) timeline: Timeline,
+    /// CPU time in the load, seconds. A server that was started anew counts anew: then it is not known.
+    pub(crate) cpu_seconds: Option<f64>,
+}
+
 /// Which processes are looked at.
 #[derive(Debug, Clone, Default)]
 pub struct Watch {
@@ -58,6 +68,29 @@ impl Watch {
             rss_bytes: all.iter().map(|seen| seen.rss_bytes).sum(),
             cpu_seconds: all.iter().map(|seen| seen.cpu_seconds).sum(),
         })
+    }
+
+    /// Once a second until the load is over.
+    pub(crate) async fn follow(&self, start: Instant, duration: Duration) -> Followed {
+        let first = self.look();
+        let mut timeline = Timeline::new(duration);
+        let (mut last, mut restarted, mut due) = (first, false, start);
+        while first.is_some() && due < start + duration {
+            tokio::time::sleep_until(due).await;
+            let at_us = u64::try_from((due - start).as_micros()).unwrap_or(u64::MAX);
+            due += Duration::from_secs(1);
+            let Some(seen) = self.look() else {
+                restarted = true;
+                continue;
+            };
+            let bucket = timeline.at(at_us);
+            bucket.server_rss = bucket.server_rss.max(seen.rss_bytes);
+            bucket.server_cpu = seen.cpu_seconds;
+            restarted |= last.is_some_and(|last| last.cpu_seconds > seen.cpu_seconds);
+            last = Some(seen);
+        }
+        let used = last.zip(first).map(|(last, first)| last.cpu_seconds - first.cpu_seconds);
+        Followed { timeline, cpu_seconds: used.filter(|_| !restarted) }
     }
 
     /// Before the first session.

@@ -4,6 +4,7 @@
 
 mod place;
 
+use chappe_loadtest::agents::Workers;
 use chappe_loadtest::report::Report;
 use chappe_loadtest::run::{Plan, Target, run};
 use chappe_loadtest::scenario::{Scenario, Traffic};
@@ -38,7 +39,10 @@ async fn report(fault: &str, scenario: Scenario, kills: u32) -> Report {
             roots_pem: None,
             issuer: Issuer::read(&place.data().token_private(), world.clone()).unwrap(),
             prefix: "load-".to_owned(),
+            first: 0,
+            source: None,
         },
+        workers: Workers::Here,
         watch: Watch::default(),
         spawned: Some(spawned),
         kills,

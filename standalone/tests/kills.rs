@@ -4,6 +4,7 @@
 
 mod place;
 
+use chappe_loadtest::agents::Workers;
 use chappe_loadtest::audit::Verdict;
 use chappe_loadtest::carriers::Choice;
 use chappe_loadtest::run::{Plan, Target, run};
@@ -36,7 +37,10 @@ async fn nothing_accepted_is_lost_over_five_kills() {
             roots_pem: Some(std::fs::read(place.data().certificate()).unwrap()),
             issuer: Issuer::read(&place.data().token_private(), world.clone()).unwrap(),
             prefix: "load-".to_owned(),
+            first: 0,
+            source: None,
         },
+        workers: Workers::Here,
         watch: Watch::new(Vec::new(), Some(&spawned)),
         faults: Vec::new(),
         scripts: None,

@@ -2,6 +2,7 @@
 //! paused under load with NATS and Redis, and nothing that was accepted is lost, repeated, reordered or misrouted.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step of a test is a failed test")]
 
+use chappe_loadtest::agents::Workers;
 use chappe_loadtest::audit::Verdict;
 use chappe_loadtest::carriers::Choice;
 use chappe_loadtest::faults::{Fault, Parts, schedule};
@@ -74,7 +75,10 @@ async fn nothing_accepted_is_lost_when_any_process_dies() {
             roots_pem: Some(std::fs::read(keys.join("development/certificate.pem")).unwrap()),
             issuer: Issuer::read(&keys.join("development/token-private.pem"), world.clone()).unwrap(),
             prefix: format!("load-{}-", std::process::id()),
+            first: 0,
+            source: None,
         },
+        workers: Workers::Here,
         spawned: None,
         watch: Watch::default(),
         kills: 0,

@@ -5,6 +5,7 @@
 use super::Audit;
 use super::generations::Generations;
 use crate::measure::Phase;
+use crate::pulse::Live;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 
@@ -113,9 +114,6 @@ pub struct Ledger {
     found: Audit,
     undecided: u64,
     missing: u64,
-    /// Entries outside of fault windows: decided, and accepted.
-    outside: u64,
-    accepted_outside: u64,
 }
 
 impl Default for Ledger {
@@ -139,8 +137,6 @@ impl Ledger {
             found: Audit::default(),
             undecided: 0,
             missing: 0,
-            outside: 0,
-            accepted_outside: 0,
         }
     }
 
@@ -183,8 +179,8 @@ impl Ledger {
                 }
                 Fate::Unknown => {}
             }
-            self.outside += u64::from(!hurt);
-            self.accepted_outside += u64::from(!hurt && *fate == Fate::Ok);
+            self.found.outside += u64::from(!hurt);
+            self.found.accepted_outside += u64::from(!hurt && *fate == Fate::Ok);
         }
         self.close(key);
         if fates.contains(&Fate::Unknown) && self.open.contains_key(&key) {
@@ -290,10 +286,24 @@ impl Ledger {
         self.missing
     }
 
-    /// What was found until now; what has not arrived counts as lost.
+    /// Where it stands; sessions and errors are not the ledger's.
+    pub fn live(&self) -> Live {
+        let found = &self.found;
+        let broken = [&found.phantom, &found.misrouted, &found.reordered, &found.duplicate];
+        Live {
+            submits: found.submits,
+            accepted: found.accepted,
+            received: found.received,
+            undecided: self.undecided,
+            missing: self.missing,
+            broken: broken.iter().map(|offenders| offenders.count).sum(),
+            ..Live::default()
+        }
+    }
+
+    /// What was found until now; what has not arrived counts as lost. Whether it proves anything, [`Audit::prove`] says.
     pub fn audit(&self) -> Audit {
         let mut audit = self.found.clone();
-        let (mut outside, accepted) = (self.outside, self.accepted_outside);
         let mut lost = Vec::new();
         #[expect(clippy::iter_over_hash_type, reason = "what has an order is sorted below")]
         for (key, open) in &self.open {
@@ -305,7 +315,7 @@ impl Ledger {
                 }
             }
             if !open.decided && !touches(&self.faults, open.at_us, open.at_us) {
-                outside += open.targets.len() as u64;
+                audit.outside += open.targets.len() as u64;
             }
         }
         // Whoever reads the list begins with the oldest.
@@ -313,29 +323,7 @@ impl Ledger {
         for (key, user) in lost {
             audit.lost.add(Some(key), user);
         }
-        audit.void = self.emptiness(outside, accepted);
         audit
-    }
-
-    /// Why a run proves nothing.
-    fn emptiness(&self, outside: u64, accepted: u64) -> Vec<String> {
-        let least = super::ACCEPTED_PERCENT_MIN;
-        let mut void = Vec::new();
-        if self.found.submits == 0 {
-            void.push("nothing was submitted".to_owned());
-        } else if outside == 0 {
-            void.push("every submit fell into a fault window: run longer or kill less often".to_owned());
-        } else if accepted * 100 < outside * least {
-            void.push(format!(
-                "only {accepted} of {outside} entries outside of fault windows were accepted, {least} % are needed"
-            ));
-        }
-        for (number, fault) in self.faults.iter().enumerate() {
-            if fault.in_flight == 0 {
-                void.push(format!("no submit was in flight at fault {} ({})", number + 1, fault.what));
-            }
-        }
-        void
     }
 }
 

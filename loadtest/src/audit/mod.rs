@@ -35,6 +35,10 @@ pub struct Audit {
     pub reordered: Offenders,
     /// Received twice by the application.
     pub duplicate: Offenders,
+    /// Entries of submits that no fault touched.
+    pub outside: u64,
+    /// Those of them that were accepted.
+    pub accepted_outside: u64,
     /// Why the run proves nothing; empty if it does prove something.
     pub void: Vec<String>,
 }
@@ -62,6 +66,19 @@ impl Offenders {
         self.count += 1;
         if self.first.len() < LISTED_MAX {
             self.first.push(Offender { submit, user });
+        }
+    }
+}
+
+impl Offenders {
+    fn join(&mut self, other: &Self, first: u32) {
+        self.count += other.count;
+        for offender in &other.first {
+            if self.first.len() < LISTED_MAX {
+                let submit =
+                    offender.submit.map(|key| SubmitKey { sender: key.sender + first, counter: key.counter });
+                self.first.push(Offender { submit, user: offender.user + first });
+            }
         }
     }
 }
@@ -108,6 +125,39 @@ impl Audit {
             ("reordered", &self.reordered),
             ("duplicate", &self.duplicate),
         ]
+    }
+
+    /// Says why the run proves nothing, if so: the last thing that is done to an audit.
+    pub fn prove(&mut self, faults: &[FaultWindow]) {
+        let (outside, accepted) = (self.outside, self.accepted_outside);
+        if self.submits == 0 {
+            self.void.push("nothing was submitted".to_owned());
+        } else if outside == 0 {
+            self.void.push("every submit fell into a fault window: run longer or kill less often".to_owned());
+        } else if accepted * 100 < outside * ACCEPTED_PERCENT_MIN {
+            self.void.push(format!(
+                "only {accepted} of {outside} entries outside of fault windows were accepted, {ACCEPTED_PERCENT_MIN} % are needed"
+            ));
+        }
+        for (number, fault) in faults.iter().enumerate().filter(|(_, fault)| fault.in_flight == 0) {
+            self.void.push(format!("no submit was in flight at fault {} ({})", number + 1, fault.what));
+        }
+    }
+
+    /// Adds what another worker has found, whose first user has this number.
+    pub(crate) fn add(&mut self, other: &Self, first: u32) {
+        self.submits += other.submits;
+        self.accepted += other.accepted;
+        self.refused += other.refused;
+        self.unknown += other.unknown;
+        self.received += other.received;
+        self.outside += other.outside;
+        self.accepted_outside += other.accepted_outside;
+        self.lost.join(&other.lost, first);
+        self.phantom.join(&other.phantom, first);
+        self.misrouted.join(&other.misrouted, first);
+        self.reordered.join(&other.reordered, first);
+        self.duplicate.join(&other.duplicate, first);
     }
 
     /// Broken promises come before emptiness: a void run with a lost envelope has failed.

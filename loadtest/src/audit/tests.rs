@@ -66,7 +66,10 @@ fn counts(audit: &Audit) -> [u64; 5] {
 }
 
 fn audit(history: &History) -> Audit {
-    ledger(history, Bounds::default()).audit()
+    let ledger = ledger(history, Bounds::default());
+    let mut audit = ledger.audit();
+    audit.prove(ledger.faults());
+    audit
 }
 
 /// Three users, each sends ten envelopes to the next two; all accepted, all received in order. Some arrive before their sender
@@ -282,4 +285,18 @@ fn it_says_when_it_is_full() {
     assert_eq!((ledger.undecided(), ledger.missing()), (2, 0));
     ledger.decide(SubmitKey { sender: 0, counter: 0 }, 1, &[Fate::Ok]);
     assert_eq!((ledger.undecided(), ledger.missing()), (1, 1));
+}
+
+#[test]
+fn two_workers_are_one_run_and_their_users_keep_their_numbers() {
+    let mut lost = good();
+    lost.drop_delivery(7);
+    let (mut one, two) = (audit(&good()), audit(&lost));
+    one.void.clear();
+    one.add(&two, 100);
+    assert_eq!((one.accepted, one.received, one.lost.count), (120, 119, 1));
+    let (a, b) = (&one.lost.first[0], &two.lost.first[0]);
+    assert_eq!((a.user, a.submit.unwrap().sender), (b.user + 100, b.submit.unwrap().sender + 100));
+    one.prove(&[]);
+    assert!(one.void.is_empty());
 }

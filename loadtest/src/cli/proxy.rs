@@ -213,10 +213,8 @@ mod tests {
     fn parse(more: &str) -> Result<ProxyArgs, String> {
         let line = format!("loadtest proxy {more}");
         let cli = Cli::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())?;
-        match cli.command {
-            Command::Proxy(args) => args.check().map(|()| *args),
-            Command::Run(_) | Command::Scenarios(_) | Command::Compare(_) => Err("another".into()),
-        }
+        let Command::Proxy(args) = cli.command else { return Err("another".into()) };
+        args.check().map(|()| *args)
     }
 
     const NAMED: &str = "--listen 127.0.0.1:7450 --target 127.0.0.1:7440";

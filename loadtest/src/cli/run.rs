@@ -3,8 +3,11 @@
 
 use super::scenarios::read;
 use super::{duration, wrong_use};
+use crate::agents::Workers;
 use crate::carriers::Choice;
+use crate::cost::{Cost, Machine, Spread};
 use crate::faults::{Parts, schedule};
+use crate::pulse::Board;
 use crate::report::{Report, compare, page};
 use crate::run::{self, Plan, Target};
 use crate::scenario::{Happening, Scenario, USERS_MAX};
@@ -14,14 +17,15 @@ use crate::wake::{self, Provider, Wake};
 use crate::watch::Watch;
 use anyhow::{Context, Result, ensure};
 use chappe_node::clock::SystemWorld;
+use chappe_node::listen::bind;
 use chappe_protocol::world::World;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -75,12 +79,33 @@ pub(super) struct RunArgs {
     /// Sign tokens with this key instead: Ed25519 (PEM), or a secret for HS256
     #[arg(long, value_name = "FILE")]
     token_key: Option<PathBuf>,
+    /// Put the load on with so many processes of this machine; each holds at most 15,000 sessions
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    processes: u32,
+    /// Put the load on with `loadtest agent` at these addresses instead, with commas between them
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        requires = "secret",
+        conflicts_with = "processes"
+    )]
+    agents: Vec<String>,
+    /// What the agents and this run have in common: a file of at least 32 bytes
+    #[arg(long, value_name = "FILE", requires = "agents")]
+    secret: Option<PathBuf>,
     /// A process of the server on this machine, whose memory and CPU time are measured; as often as wanted
     #[arg(long, value_name = "NUMBER")]
     pid: Vec<u32>,
     /// Wait so long for the last deliveries
     #[arg(long, default_value = "60s", value_parser = duration)]
     settle: Duration,
+    /// Serve /metrics for Prometheus here while it runs
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<SocketAddr>,
+    /// Say what it would take of this machine, and do nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Write the report here as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -107,6 +132,16 @@ impl RunArgs {
             Ok(scenario) => scenario,
             Err(message) => return Ok(wrong_use(&message)),
         };
+        let cost = Cost::of(&scenario, self.spread(), Machine::this());
+        if self.dry_run {
+            print!("{}", cost.text());
+        }
+        if !cost.refusals.is_empty() {
+            return Ok(wrong_use(&format!("this machine cannot carry that: {}", cost.refusals.join("; "))));
+        }
+        if self.dry_run {
+            return Ok(ExitCode::SUCCESS);
+        }
         let before = self.compare.as_deref().map(read).transpose()?;
         chappe_node::tls::install_crypto_provider();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -148,8 +183,17 @@ impl RunArgs {
         scenario.faults = self.faults.or(scenario.faults);
         scenario.thresholds.extend(self.threshold.iter().cloned());
         scenario.check()?;
-        if scenario.users > USERS_MAX {
-            return Err(format!("users: one process holds at most {USERS_MAX} sessions; run several"));
+        let workers = if self.agents.is_empty() { self.processes as usize } else { self.agents.len() };
+        if scenario.wake.is_some() && workers > 1 {
+            return Err("wake: one process puts this load on; leave --processes and --agents out".into());
+        }
+        if scenario.users as usize > USERS_MAX as usize * workers {
+            return Err(format!(
+                "users: one process holds at most {USERS_MAX} sessions; take more --processes, or --agents"
+            ));
+        }
+        if (scenario.users as usize) < 2 * workers && scenario.wake.is_none() {
+            return Err(format!("users: {workers} workers need 2 users each"));
         }
         if scenario.kills > 0 && self.command.is_empty() {
             return Err("kills: needs the server's command behind --".into());
@@ -161,22 +205,52 @@ impl RunArgs {
         Ok(scenario)
     }
 
+    fn spread(&self) -> Spread {
+        match u32::try_from(self.agents.len()) {
+            Ok(0) => {
+                let own_address = self.processes > 1 && self.server.iter().all(|url| url.contains("://127."));
+                Spread::Processes { count: self.processes, own_address }
+            }
+            count => Spread::Agents(count.unwrap_or(u32::MAX)),
+        }
+    }
+
     fn scripts(&self) -> Option<PathBuf> {
         self.scripts.clone().or_else(|| self.faults.map(|_| PathBuf::from("dev")))
     }
 
     async fn execute(self, scenario: Scenario) -> Result<Report> {
-        let bar = progress_bar();
+        let board = Board::new(self.agents.len().max(self.processes as usize))?;
+        let stop = CancellationToken::new();
+        let listener = match self.metrics_listen {
+            Some(address) => Some(bind(address, "--metrics-listen").await?),
+            None => None,
+        };
+        let serving = async {
+            if let Some(listener) = listener {
+                board.serve(listener, stop.clone()).await;
+            }
+        };
+        let running = async {
+            let report = self.watched(scenario, &board).await;
+            stop.cancel();
+            report
+        };
+        let (report, ()) = tokio::join!(running, serving);
+        board.finish();
+        report
+    }
+
+    async fn watched(self, scenario: Scenario, board: &Arc<Board>) -> Result<Report> {
         let report = if scenario.wake.is_some() {
             let wake = Wake::new(&scenario, self.provider_listen, self.provider_settings.clone());
             let provider = Provider::start(&wake, &SystemWorld::new()).await?;
             let command = with_settings(&self.command, &self.provider_settings)?;
-            wake::run(self.plan(&scenario, wake, &command, &bar).await?, provider).await?
+            wake::run(self.plan(&scenario, wake, &command, board).await?, provider).await?
         } else {
             let command = self.command.clone();
-            run::run(self.plan(&scenario, scenario.clone(), &command, &bar).await?).await?
+            run::run(self.plan(&scenario, scenario.clone(), &command, board).await?).await?
         };
-        bar.finish_and_clear();
         Ok(report)
     }
 
@@ -186,7 +260,7 @@ impl RunArgs {
         of: &Scenario,
         scenario: S,
         command: &[String],
-        bar: &ProgressBar,
+        board: &Arc<Board>,
     ) -> Result<Plan<S>> {
         let scripts = self.scripts();
         let servers =
@@ -200,20 +274,27 @@ impl RunArgs {
         let development = self.data.join("development");
         let key = self.token_key.unwrap_or_else(|| development.join("token-private.pem"));
         let issuer = Issuer::read(&key, Arc::clone(&world))?;
-        let roots_pem = match &self.ca {
-            Some(path) => {
-                Some(std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?)
-            }
-            None => std::fs::read(development.join("certificate.pem")).ok(),
+        let made = development.join("certificate.pem");
+        let ca = self.ca.or_else(|| made.exists().then_some(made));
+        let read =
+            |path: &PathBuf| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        let roots_pem = ca.as_ref().map(read).transpose()?;
+        let workers = match &self.secret {
+            Some(secret) => Workers::Agents { addresses: self.agents, secret: read(secret)? },
+            None if self.processes > 1 => Workers::Processes { count: self.processes, token_key: key, ca },
+            None => Workers::Here,
         };
-        let shown = bar.clone();
-        let progress = Arc::new(move |line: &str, share: f64| {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of 1000")]
-            shown.set_position((share.clamp(0.0, 1.0) * 1000.0) as u64);
-            shown.set_message(line.to_owned());
-        });
         Ok(Plan {
-            target: Target { servers, carrier: of.carrier, roots_pem, issuer, prefix: self.prefix },
+            target: Target {
+                servers,
+                carrier: of.carrier,
+                roots_pem,
+                issuer,
+                prefix: self.prefix,
+                first: 0,
+                source: None,
+            },
+            workers,
             kills: of.kills,
             faults: of.faults.map(|parts| schedule(of.seed, of.duration, parts)).unwrap_or_default(),
             scripts,
@@ -221,7 +302,7 @@ impl RunArgs {
             spawned,
             settle: self.settle,
             world,
-            progress,
+            progress: board.progress(),
             scenario,
         })
     }
@@ -240,15 +321,6 @@ fn with_settings(command: &[String], settings: &Path) -> Result<Vec<String>> {
     ensure!(!own, "the server's command has a --config of its own; it would not hear of the provider");
     let variable = format!("CHAPPE_CONFIG={}", settings.display());
     Ok(["env".to_owned(), variable].into_iter().chain(command.iter().cloned()).collect())
-}
-
-/// On a terminal only.
-fn progress_bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3} % {elapsed} {msg}") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 /// The socket address in a server's URL: a spawned server is always on this machine, under a number.

@@ -1,9 +1,10 @@
 //! The users of a run. **Invariant:** each has one client at a time, on the way that the scenario gives it.
 
-use super::{Plan, Run, Target};
+use super::{Run, Target};
 use crate::balancer::Balancer;
 use crate::carriers;
 use crate::proxy::{Proxy, ProxyConfig};
+use crate::pulse::{Progress, Pulse};
 use crate::scenario::Scenario;
 use anyhow::{Context, Result};
 use chappe_client::{Builder, Client, State};
@@ -54,16 +55,19 @@ impl Builders {
 
 impl Crowd {
     /// One connected client per user; users exist from their first token on. Those who will be away say hello and go.
-    pub(super) async fn gather(plan: &Plan) -> Result<Self> {
-        let scenario = &plan.scenario;
-        let (ways, bad) = bad_ways(plan).await?;
+    pub(super) async fn gather(scenario: &Scenario, target: &Target, progress: &Progress) -> Result<Self> {
+        let (ways, bad) = bad_ways(scenario, target).await?;
         let builders = Builders {
             scenario: scenario.clone(),
-            target: plan.target.clone(),
-            straight: Arc::new(Balancer::of(&plan.target.servers).map_err(anyhow::Error::msg)?),
+            target: target.clone(),
+            straight: Arc::new(balancer(target)?),
             bad,
         };
-        (plan.progress)("connecting", 0.0);
+        let connecting = |share: f64| {
+            let pulse = Pulse { line: "connecting".to_owned(), share, ..Pulse::default() };
+            progress(0, &pulse);
+        };
+        connecting(0.0);
         let mut clients: Vec<Client> = Vec::new();
         let begin = super::now();
         for user in 0..scenario.users {
@@ -74,7 +78,7 @@ impl Crowd {
                 if scenario.connect_over.is_zero() {
                     connected(&clients[clients.len() - AT_ONCE as usize..], CONNECT_MAX).await?;
                 }
-                (plan.progress)("connecting", f64::from(user) / f64::from(scenario.users));
+                connecting(f64::from(user) / f64::from(scenario.users));
             }
         }
         connected(&clients, CONNECT_MAX).await?;
@@ -99,11 +103,6 @@ impl Crowd {
 
     pub(super) fn all(&self) -> Vec<Client> {
         self.clients.iter().map(|one| one.read().unwrap_or_else(PoisonError::into_inner).clone()).collect()
-    }
-
-    /// Users are called by this and their number.
-    pub(super) fn prefix(&self) -> &str {
-        &self.builders.target.prefix
     }
 
     /// How many are connected now.
@@ -176,19 +175,19 @@ pub(super) fn carrier(state: &State) -> Option<&'static str> {
 type Ways = (Vec<Proxy>, Option<(Arc<Balancer>, Vec<String>)>);
 
 /// A proxy in front of each server.
-async fn bad_ways(plan: &Plan) -> Result<Ways> {
-    let Some(path) = &plan.scenario.path else { return Ok((Vec::new(), None)) };
+async fn bad_ways(scenario: &Scenario, target: &Target) -> Result<Ways> {
+    let Some(path) = &scenario.path else { return Ok((Vec::new(), None)) };
     let (mut ways, mut servers) = (Vec::new(), Vec::new());
-    for server in &plan.target.servers {
+    for server in &target.servers {
         let (scheme, rest) = server.split_once("://").unwrap_or(("wss", server));
         let authority = rest.split('/').next().unwrap_or_default();
-        let target: SocketAddr = authority.parse().with_context(|| {
+        let address: SocketAddr = authority.parse().with_context(|| {
             format!("--server {server}: the bad path of this scenario needs an address in numbers")
         })?;
         let config = ProxyConfig {
             faults: path.faults(),
-            seed: plan.scenario.seed,
-            ..ProxyConfig::new((Ipv4Addr::LOCALHOST, 0).into(), target)
+            seed: scenario.seed,
+            ..ProxyConfig::new((Ipv4Addr::LOCALHOST, 0).into(), address)
         };
         let proxy = Proxy::start(config).await?;
         servers.push(format!("{scheme}://{}", proxy.local_addr()));
@@ -205,6 +204,11 @@ fn address(target: &Target, server: &str, user: u32) -> Result<String> {
     }
 }
 
+/// To the servers of a target, from its source address.
+pub(crate) fn balancer(target: &Target) -> Result<Balancer> {
+    Balancer::of(&target.servers).map(|all| all.leaving_from(target.source)).map_err(anyhow::Error::msg)
+}
+
 /// The client of a user, through the servers in turn.
 pub(crate) fn builder(target: &Target, balancer: &Arc<Balancer>, user: u32) -> Result<Builder> {
     let server = target.servers.first().map_or("", String::as_str);
@@ -213,7 +217,7 @@ pub(crate) fn builder(target: &Target, balancer: &Arc<Balancer>, user: u32) -> R
 
 /// The same, to an address of its own.
 pub(crate) fn builder_to(target: &Target, balancer: &Arc<Balancer>, address: String, user: u32) -> Builder {
-    let (name, device) = (format!("{}{user}", target.prefix), "load".to_owned());
+    let (name, device) = (target.name(user), "load".to_owned());
     let builder = Client::builder(address)
         .connector(Arc::<Balancer>::clone(balancer))
         .device(device.clone())

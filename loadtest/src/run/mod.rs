@@ -5,15 +5,18 @@ mod outcome;
 mod traffic;
 mod troubles;
 
-pub(crate) use clients::{builder, builder_to, connected};
+pub(crate) use clients::{balancer, builder, builder_to, connected};
+pub use outcome::Outcome;
 pub(crate) use traffic::fate;
 pub(crate) use troubles::DRAIN_HINT;
 
+use crate::agents::{Crew, Workers};
 use crate::audit::Ledger;
 use crate::carriers::Choice;
 use crate::faults::Fault;
 use crate::measure::{Measured, Phase};
 use crate::payload::Tagger;
+use crate::pulse::{Live, Progress, Pulse};
 use crate::report::Report;
 use crate::scenario::Scenario;
 use crate::server::Spawned;
@@ -23,15 +26,13 @@ use anyhow::Result;
 use chappe_client::Client;
 use chappe_protocol::world::World;
 use clients::Crowd;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
-
-/// Hears a line of progress and the share that is done (0 to 1).
-pub type Progress = Arc<dyn Fn(&str, f64) + std::marker::Send + Sync>;
 
 /// Whom a run aims at, and as whom.
 #[derive(Debug, Clone)]
@@ -46,6 +47,22 @@ pub struct Target {
     pub issuer: Issuer,
     /// Users are called by this and their number.
     pub prefix: String,
+    /// The number of the first user.
+    pub first: u32,
+    /// TCP connections leave from here; `None`: the system chooses. One address has some 28,000 ports.
+    pub source: Option<IpAddr>,
+}
+
+impl Target {
+    /// What a user is called.
+    pub(crate) fn name(&self, user: u32) -> String {
+        format!("{}{}", self.prefix, self.first + user)
+    }
+
+    /// Who is called this, if he is of this run.
+    pub(crate) fn number(&self, name: &str) -> Option<u32> {
+        name.strip_prefix(&self.prefix)?.parse::<u32>().ok()?.checked_sub(self.first)
+    }
 }
 
 /// Where and how a scenario is run.
@@ -54,6 +71,8 @@ pub struct Plan<S = Scenario> {
     pub scenario: S,
     /// Whom it aims at.
     pub target: Target,
+    /// Who puts the load on.
+    pub workers: Workers,
     /// A server of our own, to be killed.
     pub spawned: Option<Spawned>,
     /// How often it is killed, evenly over the duration.
@@ -62,7 +81,7 @@ pub struct Plan<S = Scenario> {
     pub faults: Vec<Fault>,
     /// The folder of `cluster` and `deps`, the scripts that break a cluster of this machine; `None`: there is none.
     pub scripts: Option<PathBuf>,
-    /// Processes of the server and addresses of their metrics.
+    /// Processes of the server.
     pub watch: Watch,
     /// How long to wait for the last decisions and deliveries.
     pub settle: Duration,
@@ -72,11 +91,13 @@ pub struct Plan<S = Scenario> {
     pub progress: Progress,
 }
 
-/// A run under way.
-struct Run {
+/// One worker's part of a run.
+pub(crate) struct Run {
     scenario: Scenario,
+    target: Target,
     tagger: Tagger,
-    start: Instant,
+    /// When the load began.
+    start: OnceLock<Instant>,
     crowd: Crowd,
     record: Mutex<Record>,
     in_flight: AtomicU64,
@@ -98,34 +119,25 @@ pub(crate) fn now() -> Instant {
 
 /// Runs and audits.
 pub async fn run(mut plan: Plan) -> Result<Report> {
-    let mut key = [0; 32];
-    plan.world.fill_random(&mut key);
     plan.watch.before();
-    let crowd = Crowd::gather(&plan).await?;
+    let crew = Arc::new(Crew::gather(&plan).await?);
     plan.watch.after(plan.scenario.users).await;
-    let run = Arc::new(Run {
-        scenario: plan.scenario.clone(),
-        tagger: Tagger::new(&key),
-        start: now(),
-        crowd,
-        record: Mutex::new(Record {
-            ledger: Ledger::default(),
-            measured: Measured::new(plan.scenario.duration),
-        }),
-        in_flight: AtomicU64::new(0),
-        hurry: AtomicBool::new(false),
-        tasks: TaskTracker::new(),
-        progress: Arc::clone(&plan.progress),
-    });
-    run.begin();
+    let (duration, start) = (plan.scenario.duration, now());
     let watch = plan.watch.clone();
-    let (sent, broken, watched) = tokio::join!(run.send(), run.troubles(&mut plan), run.sample(watch));
+    let (loaded, broken, watched) =
+        tokio::join!(crew.load(), troubles::all(&crew, &mut plan, start), watch.follow(start, duration));
     broken?;
-    plan.watch.ends(watched);
-    let seconds = sent.as_secs_f64();
-    run.settle(plan.settle).await?;
-    let report = run.report(&plan, seconds);
-    run.crowd.close().await;
+    let seconds = loaded?.as_secs_f64();
+    let mut outcome = crew.finish(plan.settle).await?;
+    outcome.measured.timeline.add(&watched.timeline);
+    outcome.audit.prove(&outcome.faults);
+    plan.watch.ends(watched.cpu_seconds);
+    let mut report = Report::new(plan.scenario.clone(), outcome.audit, &outcome.measured);
+    report.faults = outcome.faults;
+    report.seconds = seconds;
+    report.server = plan.watch.told();
+    report.judge();
+    crew.end().await;
     if let Some(server) = &mut plan.spawned {
         server.kill().await?;
     }
@@ -133,12 +145,48 @@ pub async fn run(mut plan: Plan) -> Result<Report> {
 }
 
 impl Run {
+    /// Connects all users; the load has not begun.
+    pub(crate) async fn prepare(
+        scenario: Scenario,
+        target: Target,
+        world: &dyn World,
+        progress: Progress,
+    ) -> Result<Arc<Self>> {
+        let mut key = [0; 32];
+        world.fill_random(&mut key);
+        let crowd = Crowd::gather(&scenario, &target, &progress).await?;
+        let measured = Measured::new(scenario.duration);
+        Ok(Arc::new(Self {
+            scenario,
+            target,
+            tagger: Tagger::new(&key),
+            start: OnceLock::new(),
+            crowd,
+            record: Mutex::new(Record { ledger: Ledger::default(), measured }),
+            in_flight: AtomicU64::new(0),
+            hurry: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+            progress,
+        }))
+    }
+
+    /// When the load began; now, if it has not.
+    fn start(&self) -> Instant {
+        *self.start.get_or_init(now)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn elapsed_us(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+        u64::try_from(self.start().elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Tells how it goes on.
+    fn pulse(&self, line: &str, share: f64) {
+        let live = self.lock().live(self.crowd.sessions());
+        (self.progress)(0, &Pulse { line: line.to_owned(), share, live });
     }
 
     fn client(&self, user: u32) -> Client {
@@ -147,6 +195,10 @@ impl Run {
 }
 
 impl Record {
+    fn live(&self, sessions: u64) -> Live {
+        Live { sessions, errors: self.measured.errors.values().sum(), ..self.ledger.live() }
+    }
+
     /// Where a measurement of this span belongs.
     fn phase(&self, scenario: &Scenario, from_us: u64, to_us: u64) -> Phase {
         let warm_us = u64::try_from(scenario.warm_up.as_micros()).unwrap_or(u64::MAX);

@@ -7,7 +7,7 @@ use crate::audit::{Fate, Received, SubmitKey};
 use crate::measure::Phase;
 use crate::payload::Tag;
 use crate::scenario::Send;
-use chappe_client::{Client, Envelope, Event, Outcome, Outgoing, Pending};
+use chappe_client::{Client, Event, Outcome, Outgoing, Pending};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::sync::Arc;
@@ -43,18 +43,19 @@ fn code(outcome: &Outcome) -> Option<&'static str> {
     }
 }
 
-fn is_from(envelope: &Envelope, prefix: &str, sender: u32) -> bool {
-    let name = envelope.sender.as_ref().and_then(|from| from.user.as_str().strip_prefix(prefix));
-    name.and_then(|number| number.parse().ok()) == Some(sender)
-}
-
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Run {
+    /// Puts the load on. Returns how long it took.
+    pub(crate) async fn load(self: &Arc<Self>) -> Duration {
+        self.begin();
+        tokio::join!(self.send(), self.sample()).0
+    }
+
     /// Receives for all who are there, and follows their connections.
-    pub(super) fn begin(self: &Arc<Self>) {
+    fn begin(self: &Arc<Self>) {
         for user in 0..self.scenario.users {
             if !self.is_away(user) {
                 self.attend(user, self.client(user));
@@ -76,17 +77,16 @@ impl Run {
     }
 
     /// Sends by the plan, whatever the answers do. Returns how long it took.
-    pub(super) async fn send(self: &Arc<Self>) -> Duration {
+    async fn send(self: &Arc<Self>) -> Duration {
         let mut queues: Vec<Option<mpsc::Sender<Send>>> = vec![None; self.scenario.users as usize];
         let mut shown = Duration::ZERO;
         for send in self.scenario.sends() {
             if send.targets.is_empty() {
                 continue;
             }
-            tokio::time::sleep_until(self.start + send.at).await;
+            tokio::time::sleep_until(self.start() + send.at).await;
             if send.at >= shown {
-                let line = format!("sending, {} in flight", self.in_flight.load(Ordering::Relaxed));
-                (self.progress)(&line, send.at.as_secs_f64() / self.scenario.duration.as_secs_f64());
+                self.pulse("sending", send.at.as_secs_f64() / self.scenario.duration.as_secs_f64());
                 shown = send.at + Duration::from_millis(250);
             }
             let sender = send.sender;
@@ -99,7 +99,7 @@ impl Run {
                 self.lock().measured.skipped += 1;
             }
         }
-        self.start.elapsed()
+        self.start().elapsed()
     }
 
     /// One user's submits, in order.
@@ -122,9 +122,10 @@ impl Run {
             counter += 1;
             let tag = Tag { sender: user, counter: key.counter, intended_us, targets: send.targets };
             let payload = self.tagger.write(&tag, self.scenario.payload);
-            let outgoing = tag.targets.iter().fold(Outgoing::new(payload), |outgoing, target| {
-                outgoing.to(format!("{}{target}", self.crowd.prefix()))
-            });
+            let outgoing = tag
+                .targets
+                .iter()
+                .fold(Outgoing::new(payload), |outgoing, target| outgoing.to(self.target.name(*target)));
             self.in_flight.fetch_add(1, Ordering::Relaxed);
             match client.submit_queued(outgoing).await {
                 Ok(pending) => {
@@ -157,10 +158,9 @@ impl Run {
         while let Some(event) = client.next_event().await {
             let Event::Envelope(envelope) = event else { continue };
             let at_us = self.elapsed_us();
-            let prefix = self.crowd.prefix();
             // What comes in another's name was never sent by him.
-            let tag =
-                self.tagger.read(&envelope.payload).filter(|tag| is_from(&envelope, prefix, tag.sender));
+            let from = envelope.sender.as_ref().and_then(|from| self.target.number(from.user.as_str()));
+            let tag = self.tagger.read(&envelope.payload).filter(|tag| Some(tag.sender) == from);
             let received = Received {
                 by: user,
                 key: tag.as_ref().map(|tag| SubmitKey { sender: tag.sender, counter: tag.counter }),
@@ -200,7 +200,7 @@ impl Run {
         }
         let pause = Duration::from_secs_f64(1.0 / per_second);
         let mut random = StdRng::seed_from_u64(self.scenario.seed ^ 0xd15c_0ec7);
-        while self.start.elapsed() < self.scenario.duration {
+        while self.start().elapsed() < self.scenario.duration {
             tokio::time::sleep(pause).await;
             self.client(random.random_range(0..self.scenario.users)).disconnect_now();
             self.lock().measured.disconnects += 1;

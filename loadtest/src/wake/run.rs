@@ -8,8 +8,9 @@ use crate::audit::{Fate, Ledger, Received, SubmitKey};
 use crate::balancer::Balancer;
 use crate::measure::{Latency, Measured, Phase};
 use crate::payload::{Tag, Tagger};
+use crate::pulse::Pulse;
 use crate::report::Report;
-use crate::run::{Plan, builder, connected, fate, now};
+use crate::run::{Plan, balancer, builder, connected, fate, now};
 use crate::server::Spawned;
 use crate::watch;
 use anyhow::Result;
@@ -63,7 +64,7 @@ pub async fn run(mut plan: Plan<Wake>, provider: Provider) -> Result<Report> {
     plan.world.fill_random(&mut key);
     let mut spawned = plan.spawned.take();
     let run = Arc::new(Run {
-        balancer: Arc::new(Balancer::of(&plan.target.servers).map_err(anyhow::Error::msg)?),
+        balancer: Arc::new(balancer(&plan.target)?),
         provider,
         beds: (0..plan.scenario.devices).map(|_| Notify::new()).collect(),
         tagger: Tagger::new(&key),
@@ -126,7 +127,8 @@ impl Run {
     }
 
     fn progress(&self, line: &str, share: f64) {
-        (self.plan.progress)(line, share);
+        let live = self.lock().ledger.live();
+        (self.plan.progress)(0, &Pulse { line: line.to_owned(), share, live });
     }
 
     /// Those who write; users behind the devices'.
@@ -221,7 +223,7 @@ impl Run {
         let intended_us = micros(send.at);
         let tag = Tag { sender: key.sender, counter: key.counter, intended_us, targets: vec![send.device] };
         let payload = self.tagger.write(&tag, self.plan.scenario.payload_bytes);
-        let outgoing = Outgoing::new(payload).to(format!("{}{}", self.plan.target.prefix, send.device));
+        let outgoing = Outgoing::new(payload).to(self.plan.target.name(send.device));
         {
             let at_us = self.elapsed_us();
             let mut record = self.lock();
@@ -349,7 +351,7 @@ impl Run {
                 let record = self.lock();
                 (record.ledger.undecided(), record.ledger.missing())
             };
-            self.progress(&format!("settling, {undecided} undecided, {missing} to arrive"), 1.0);
+            self.progress("settling", 1.0);
             if (undecided == 0 && missing == 0) || now() >= end {
                 break;
             }
@@ -380,7 +382,8 @@ impl Run {
         let own = watch::own();
         record.measured.cpu_seconds = own.cpu_seconds;
         record.measured.rss_bytes = own.rss_bytes;
-        let (audit, faults) = (record.ledger.audit(), record.ledger.faults().to_vec());
+        let (mut audit, faults) = (record.ledger.audit(), record.ledger.faults().to_vec());
+        audit.prove(&faults);
         let mut report = Report::new(self.plan.scenario.whole.clone(), audit, &record.measured);
         report.seconds = seconds;
         report.faults = faults;

@@ -1,6 +1,7 @@
 //! The load harness's own audit of wakes, on a real server: it passes where all is well, and is not blind.
 
 use crate::place::Place;
+use chappe_loadtest::agents::Workers;
 use chappe_loadtest::audit::Verdict;
 use chappe_loadtest::report::Report;
 use chappe_loadtest::run::{Plan, Target};
@@ -45,7 +46,10 @@ async fn report(scenario: Scenario, asks: bool, kills: u32) -> Report {
             roots_pem: Some(std::fs::read(place.data().certificate()).unwrap()),
             issuer: Issuer::read(&place.data().token_private(), world.clone()).unwrap(),
             prefix: "wake-".to_owned(),
+            first: 0,
+            source: None,
         },
+        workers: Workers::Here,
         watch: Watch::default(),
         faults: Vec::new(),
         scripts: None,
