@@ -15,6 +15,7 @@ pub mod pulse;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod scrape;
 pub mod server;
 pub mod thresholds;
 pub mod tokens;

@@ -8,6 +8,7 @@ use chappe_loadtest::agents::Workers;
 use chappe_loadtest::report::Report;
 use chappe_loadtest::run::{Plan, Target, run};
 use chappe_loadtest::scenario::{Scenario, Traffic};
+use chappe_loadtest::scrape::Scrape;
 use chappe_loadtest::server::Spawned;
 use chappe_loadtest::tokens::Issuer;
 use chappe_loadtest::watch::Watch;
@@ -44,6 +45,7 @@ async fn report(fault: &str, scenario: Scenario, kills: u32) -> Report {
         },
         workers: Workers::Here,
         watch: Watch::default(),
+        scrape: Scrape::default(),
         spawned: Some(spawned),
         kills,
         faults: Vec::new(),

@@ -9,6 +9,7 @@ use chappe_loadtest::audit::Verdict;
 use chappe_loadtest::carriers::Choice;
 use chappe_loadtest::run::{Plan, Target, run};
 use chappe_loadtest::scenario::Scenario;
+use chappe_loadtest::scrape::Scrape;
 use chappe_loadtest::server::Spawned;
 use chappe_loadtest::tokens::Issuer;
 use chappe_loadtest::watch::Watch;
@@ -42,6 +43,7 @@ async fn nothing_accepted_is_lost_over_five_kills() {
         },
         workers: Workers::Here,
         watch: Watch::new(Vec::new(), Some(&spawned)),
+        scrape: Scrape::default(),
         faults: Vec::new(),
         scripts: None,
         spawned: Some(spawned),

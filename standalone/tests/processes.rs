@@ -8,6 +8,7 @@ use chappe_loadtest::carriers::Choice;
 use chappe_loadtest::faults::{Fault, Parts, schedule};
 use chappe_loadtest::run::{Plan, Target, run};
 use chappe_loadtest::scenario::Scenario;
+use chappe_loadtest::scrape::Scrape;
 use chappe_loadtest::tokens::Issuer;
 use chappe_loadtest::watch::Watch;
 use chappe_node::clock::SystemWorld;
@@ -81,6 +82,7 @@ async fn nothing_accepted_is_lost_when_any_process_dies() {
         workers: Workers::Here,
         spawned: None,
         watch: Watch::default(),
+        scrape: Scrape::default(),
         kills: 0,
         faults,
         scripts: Some(scripts()),

@@ -11,11 +11,13 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, ReadBuf, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, BufWriter, ReadBuf, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
 /// RFC 6455 §5.5.
 const CONTROL_BYTES_MAX: usize = 125;
+/// What waits to be written leaves together, at most so much at once: fewer packets, TLS records and system calls.
+const WRITE_BYTES: usize = 4 * 1024;
 /// Smaller messages are copied out of the read buffer, so that a payload that is kept does not keep a large buffer.
 const COPY_BELOW_BYTES: usize = 32 * 1024;
 
@@ -54,7 +56,7 @@ struct Reader {
 
 /// The write half, until [`Writer::run`].
 struct Writer {
-    socket: WebSocketWrite<WriteHalf<Box<dyn crate::connector::Io>>>,
+    socket: WebSocketWrite<BufWriter<WriteHalf<Box<dyn crate::connector::Io>>>>,
     world: Arc<dyn World>,
 }
 
@@ -63,6 +65,7 @@ pub(crate) fn over(upgraded: Upgraded, message_bytes_max: usize, world: Arc<dyn 
     let meter = Arc::new(Meter::default());
     let (read, write) = tokio::io::split(upgraded.io);
     let read = Metered { inner: read, rest: upgraded.rest, meter: meter.clone() };
+    let write = BufWriter::with_capacity(WRITE_BYTES, write);
     let (mut read, write) = fastwebsockets::after_handshake_split(read, write, Role::Client);
     read.set_auto_close(false);
     read.set_auto_pong(false);
@@ -151,15 +154,34 @@ impl Writer {
     /// Writes until a close is written or something fails; says which by `Ok` and `Err`.
     async fn run(mut self, mut messages: mpsc::Receiver<Outbound>) -> Result<(), String> {
         while let Some(outbound) = messages.recv().await {
-            let last = matches!(outbound, Outbound::Close(_));
-            match tokio::time::timeout(WRITE_TIMEOUT.to_std(), self.write(outbound)).await {
-                Ok(Ok(())) if last => return Ok(()),
-                Ok(Ok(())) => {}
+            match tokio::time::timeout(WRITE_TIMEOUT.to_std(), self.write_all(outbound, &mut messages)).await
+            {
+                Ok(Ok(true)) => return Ok(()),
+                Ok(Ok(false)) => {}
                 Ok(Err(error)) => return Err(format!("the connection broke: {error}")),
                 Err(_) => return Err("the server takes nothing".to_owned()),
             }
         }
         Ok(())
+    }
+
+    /// Writes this message and those that wait behind it; whether the last of them was a close.
+    async fn write_all(
+        &mut self,
+        first: Outbound,
+        behind: &mut mpsc::Receiver<Outbound>,
+    ) -> Result<bool, WebSocketError> {
+        let mut next = Some(first);
+        let mut closed = false;
+        while let Some(outbound) = next.take() {
+            closed = matches!(outbound, Outbound::Close(_));
+            self.write(outbound).await?;
+            if !closed {
+                next = behind.try_recv().ok();
+            }
+        }
+        self.socket.flush().await?;
+        Ok(closed)
     }
 
     async fn write(&mut self, outbound: Outbound) -> Result<(), WebSocketError> {
@@ -170,8 +192,7 @@ impl Writer {
         };
         let mut mask = [0; 4];
         self.world.fill_random(&mut mask);
-        self.socket.write_frame(Frame::new(true, opcode, Some(mask), Payload::Owned(bytes))).await?;
-        self.socket.flush().await
+        self.socket.write_frame(Frame::new(true, opcode, Some(mask), Payload::Owned(bytes))).await
     }
 }
 
@@ -197,5 +218,66 @@ fn close_of(bytes: &[u8]) -> Incoming {
             code: u16::from_be_bytes([code[0], code[1]]),
             reason: String::from_utf8_lossy(reason).into_owned(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chappe_protocol::testing::TestWorld;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::{AsyncReadExt as _, AsyncWrite, DuplexStream};
+
+    /// Counts writes.
+    struct Counted(DuplexStream, Arc<AtomicUsize>);
+
+    impl AsyncRead for Counted {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Counted {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Pin::new(&mut self.0).poll_write(cx, buf)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_leaves_together_and_a_single_message_at_once() {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        let writes = Arc::new(AtomicUsize::new(0));
+        let io = Box::new(Counted(near, Arc::clone(&writes)));
+        let wire = over(Upgraded { io, rest: BytesMut::new() }, 1 << 20, Arc::new(TestWorld::new(1)));
+        let mut writer = wire.writer;
+        let frame = 6 + 100;
+        for burst in [1, 2, 1] {
+            let before = writes.load(Ordering::Relaxed);
+            for _ in 0..burst {
+                wire.out.try_send(Outbound::Message(vec![7; 100])).unwrap();
+            }
+            let mut got = vec![0; burst * frame];
+            tokio::select! {
+                biased;
+                _ = &mut writer => unreachable!("nobody closed"),
+                read = far.read_exact(&mut got) => drop(read.unwrap()),
+            }
+            assert_eq!(writes.load(Ordering::Relaxed) - before, 1, "a burst of {burst}");
+        }
+        wire.out.try_send(Outbound::Close(1000)).unwrap();
+        assert!(writer.await.is_ok(), "the close is written, then it ends");
     }
 }

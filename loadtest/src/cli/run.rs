@@ -11,6 +11,7 @@ use crate::pulse::Board;
 use crate::report::{Report, compare, page};
 use crate::run::{self, Plan, Target};
 use crate::scenario::{Happening, Scenario, USERS_MAX};
+use crate::scrape::Scrape;
 use crate::server::Spawned;
 use crate::tokens::Issuer;
 use crate::wake::{self, Provider, Wake};
@@ -97,6 +98,9 @@ pub(super) struct RunArgs {
     /// A process of the server on this machine, whose memory and CPU time are measured; as often as wanted
     #[arg(long, value_name = "NUMBER")]
     pid: Vec<u32>,
+    /// An admin port of the server: its metrics go into the report; as often as wanted
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    scrape: Vec<SocketAddr>,
     /// Wait so long for the last deliveries
     #[arg(long, default_value = "60s", value_parser = duration)]
     settle: Duration,
@@ -299,6 +303,7 @@ impl RunArgs {
             faults: of.faults.map(|parts| schedule(of.seed, of.duration, parts)).unwrap_or_default(),
             scripts,
             watch: Watch::new(self.pid, spawned.as_ref()),
+            scrape: Scrape::new(self.scrape),
             spawned,
             settle: self.settle,
             world,

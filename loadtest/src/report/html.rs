@@ -4,7 +4,7 @@
 use super::charts::{Chart, Line, Scale, Shade, escape};
 use super::compare::Ratio;
 use super::{Point, Report, Told};
-use crate::audit::Verdict;
+use crate::audit::{FaultWindow, Verdict};
 use crate::measure::Latency;
 use crate::thresholds::{Unit, shown};
 use std::f64::consts::LOG10_2;
@@ -28,6 +28,7 @@ pub fn page(report: &Report, compared: &[Ratio]) -> String {
     page.push_str("<h2>Over time</h2><div class=\"charts\">\n");
     charts(report, &mut page);
     page.push_str("</div>\n");
+    metrics(report, &mut page);
     latencies(report, &mut page);
     errors(report, &mut page);
     faults(report, &mut page);
@@ -122,15 +123,7 @@ fn comparison(compared: &[Ratio], page: &mut String) {
 #[expect(clippy::cast_precision_loss, reason = "a chart has some hundred dots")]
 fn charts(report: &Report, page: &mut String) {
     let every = report.point_seconds.max(1) as f64;
-    let shades: Vec<Shade> = report
-        .faults
-        .iter()
-        .map(|fault| Shade {
-            from: fault.from_us as f64 / 1e6,
-            to: fault.to_us.min(u64::MAX / 2) as f64 / 1e6,
-            what: format!("{}: {}", fault.phase.as_str(), fault.what),
-        })
-        .collect();
+    let shades = shades(report);
     // What came behind the load's end is a part of a point only.
     let load =
         || report.timeline.iter().filter(|point| (point.at as f64) < report.scenario.duration.as_secs_f64());
@@ -143,11 +136,9 @@ fn charts(report: &Report, page: &mut String) {
         move |point: &Point| Some(of(point)).filter(|all| all.count > 0).map(|all| part(all) as f64)
     };
     let seen = |value: f64| (value > 0.0).then_some(value);
-    let time: fn(f64) -> String =
-        |x| if x < 600.0 { format!("{x:.0} s") } else { format!("{:.0} min", x / 60.0) };
     let us: fn(f64) -> String = |y| shown(y, Unit::Us);
     let mut add = |title: &str, lines: Vec<Line>, scale: Scale, y: fn(f64) -> String| {
-        page.push_str(&Chart { title, lines, shades: &shades, scale, x: time, y, marks: vec![] }.svg());
+        page.push_str(&Chart { title, lines, shades: &shades, scale, x: TIME, y, marks: vec![] }.svg());
     };
     let deliver: fn(&Point) -> &Latency = |point| &point.deliver;
     let accept: fn(&Point) -> &Latency = |point| &point.accept;
@@ -177,6 +168,37 @@ fn charts(report: &Report, page: &mut String) {
     let cores = line("cores", 'a', &|point| seen(point.server_cores));
     add("Cores that the server used", vec![cores], Scale::Linear, |y| format!("{y:.2}"));
     page.push_str(&curve(report));
+}
+
+/// The server's own: all that moved, folded away.
+fn metrics(report: &Report, page: &mut String) {
+    if report.scraped.0.is_empty() {
+        return;
+    }
+    let shades = shades(report);
+    page.push_str("<h2>What the server says of itself</h2><details><summary>metrics that moved; totals are by second</summary><div class=\"charts\">\n");
+    for (name, metric) in &report.scraped.0 {
+        let lines = vec![Line { name: "", class: 'a', points: metric.clone() }];
+        let y: fn(f64) -> String =
+            |y| format!("{y:.3}").trim_end_matches('0').trim_end_matches('.').to_owned();
+        let chart =
+            Chart { title: name, lines, shades: &shades, scale: Scale::Linear, x: TIME, y, marks: vec![] };
+        page.push_str(&chart.svg());
+    }
+    page.push_str("</div></details>\n");
+}
+
+const TIME: fn(f64) -> String =
+    |x| if x < 600.0 { format!("{x:.0} s") } else { format!("{:.0} min", x / 60.0) };
+
+#[expect(clippy::cast_precision_loss, reason = "seconds of a run")]
+fn shades(report: &Report) -> Vec<Shade> {
+    let shade = |fault: &FaultWindow| Shade {
+        from: fault.from_us as f64 / 1e6,
+        to: fault.to_us.min(u64::MAX / 2) as f64 / 1e6,
+        what: format!("{}: {}", fault.phase.as_str(), fault.what),
+    };
+    report.faults.iter().map(shade).collect()
 }
 
 /// Percentiles: each step to the right is ten times rarer.

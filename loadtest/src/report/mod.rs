@@ -12,6 +12,7 @@ pub use html::page;
 use crate::audit::{Audit, FaultWindow, Verdict};
 use crate::measure::{Latency, Measured, Series};
 use crate::scenario::Scenario;
+use crate::scrape::Scraped;
 use crate::thresholds::{Figures, Judged};
 use crate::wake::WakeAudit;
 use crate::watch::ServerUse;
@@ -56,6 +57,8 @@ pub struct Report {
     pub carriers: BTreeMap<String, u32>,
     /// The server's processes, if they could be seen.
     pub server: Option<ServerUse>,
+    /// Metrics of its own that moved, where its admin ports were named.
+    pub scraped: Scraped,
     /// The harness itself.
     pub generator: Generator,
     /// The run over time.
@@ -154,6 +157,7 @@ impl Report {
             seconds: 0.0,
             carriers: measured.carriers.clone(),
             server: None,
+            scraped: Scraped::default(),
             generator: Generator::of(measured),
             timeline: points(measured, point_seconds),
             point_seconds,

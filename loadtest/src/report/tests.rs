@@ -24,6 +24,7 @@ pub(crate) fn report() -> Report {
     let scenario = Scenario { about: "Ours & <theirs>".into(), ..Scenario::default() };
     let mut report = Report::new(scenario, audit, &measured);
     report.seconds = 10.0;
+    report.scraped.0.insert("chappe_gateway_sessions".into(), vec![(0.0, 1.0), (1.0, 7.0)]);
     let (what, phase) = ("kill".to_owned(), Phase::Fault);
     report.faults.push(FaultWindow { what, phase, from_us: 3_000_000, to_us: 4_000_000, in_flight: 2 });
     report.judge();
@@ -118,6 +119,7 @@ fn the_page_stands_alone_and_escapes_what_it_was_told() {
         assert!(!page.contains(outside), "{outside}");
     }
     assert!(page.contains("prefers-color-scheme: dark"));
-    assert!(page.matches("<svg").count() >= 6, "{}", page.matches("<svg").count());
+    assert!(page.contains("aria-label=\"chappe_gateway_sessions\""));
+    assert!(page.matches("<svg").count() >= 7, "{}", page.matches("<svg").count());
     assert!(page.contains("fault: kill") && !page.contains("NaN") && !page.contains("inf,"));
 }

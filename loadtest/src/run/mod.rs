@@ -19,6 +19,7 @@ use crate::payload::Tagger;
 use crate::pulse::{Live, Progress, Pulse};
 use crate::report::Report;
 use crate::scenario::Scenario;
+use crate::scrape::Scrape;
 use crate::server::Spawned;
 use crate::tokens::Issuer;
 use crate::watch::Watch;
@@ -83,6 +84,8 @@ pub struct Plan<S = Scenario> {
     pub scripts: Option<PathBuf>,
     /// Processes of the server.
     pub watch: Watch,
+    /// Its admin ports.
+    pub scrape: Scrape,
     /// How long to wait for the last decisions and deliveries.
     pub settle: Duration,
     /// Randomness of the run's key.
@@ -123,9 +126,13 @@ pub async fn run(mut plan: Plan) -> Result<Report> {
     let crew = Arc::new(Crew::gather(&plan).await?);
     plan.watch.after(plan.scenario.users).await;
     let (duration, start) = (plan.scenario.duration, now());
-    let watch = plan.watch.clone();
-    let (loaded, broken, watched) =
-        tokio::join!(crew.load(), troubles::all(&crew, &mut plan, start), watch.follow(start, duration));
+    let (watch, scrape) = (plan.watch.clone(), plan.scrape.clone());
+    let (loaded, broken, watched, scraped) = tokio::join!(
+        crew.load(),
+        troubles::all(&crew, &mut plan, start),
+        watch.follow(start, duration),
+        scrape.follow(start, duration)
+    );
     broken?;
     let seconds = loaded?.as_secs_f64();
     let mut outcome = crew.finish(plan.settle).await?;
@@ -136,6 +143,7 @@ pub async fn run(mut plan: Plan) -> Result<Report> {
     report.faults = outcome.faults;
     report.seconds = seconds;
     report.server = plan.watch.told();
+    report.scraped = scraped;
     report.judge();
     crew.end().await;
     if let Some(server) = &mut plan.spawned {

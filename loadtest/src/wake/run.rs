@@ -91,10 +91,19 @@ pub async fn run(mut plan: Plan<Wake>, provider: Provider) -> Result<Report> {
         run.kill(&mut spawned, start).await?;
         run.break_and_mend(start).await
     };
-    let (sent, broken, ()) = tokio::join!(run.send(&senders, start), breaking, run.fail_provider(start));
+    let duration = run.plan.scenario.duration;
+    let (sent, broken, (), watched, scraped) = tokio::join!(
+        run.send(&senders, start),
+        breaking,
+        run.fail_provider(start),
+        run.plan.watch.follow(start, duration),
+        run.plan.scrape.follow(start, duration)
+    );
     broken?;
     run.settle().await;
-    let report = run.report(sent.as_secs_f64());
+    run.lock().measured.timeline.add(&watched.timeline);
+    let mut report = run.report(sent.as_secs_f64());
+    report.scraped = scraped;
     run.ends.cancel();
     let closing = futures_util::future::join_all(senders.iter().map(Client::close));
     // A client that cannot say goodbye any more does not change the verdict.

@@ -6,6 +6,7 @@ use chappe_loadtest::audit::Verdict;
 use chappe_loadtest::report::Report;
 use chappe_loadtest::run::{Plan, Target};
 use chappe_loadtest::scenario::{Scenario, Sleep};
+use chappe_loadtest::scrape::Scrape;
 use chappe_loadtest::server::Spawned;
 use chappe_loadtest::tokens::Issuer;
 use chappe_loadtest::wake::{Provider, Wake, WakeAudit, run};
@@ -51,6 +52,7 @@ async fn report(scenario: Scenario, asks: bool, kills: u32) -> Report {
         },
         workers: Workers::Here,
         watch: Watch::default(),
+        scrape: Scrape::default(),
         faults: Vec::new(),
         scripts: None,
         spawned: Some(spawned),
