@@ -58,5 +58,7 @@ async fn nothing_accepted_is_lost_over_five_kills() {
     assert_eq!(report.faults.len(), 5);
     assert!(report.audit.accepted > 3000, "{}", report.text());
     assert!(report.resume.all.count > 200, "nearly everybody came back from each kill: {}", report.text());
+    let server = report.server.expect("it was looked at");
+    assert_eq!(server.cpu_seconds, None, "a server that was started anew counts anew");
     assert!(report.disconnects > 0, "nobody lost a connection on purpose");
 }

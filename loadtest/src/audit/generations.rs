@@ -63,4 +63,12 @@ mod tests {
         assert!(map.get(&1).is_none() && map.get(&99).is_some());
         assert!(map.young.len() + map.old.len() <= 20);
     }
+
+    #[test]
+    fn what_is_asked_for_in_the_last_moment_is_kept() {
+        let mut map = Generations::new(2);
+        (0..4).for_each(|key| map.insert(key, "kept"));
+        assert_eq!(*map.entry(0, "forgotten"), "kept");
+        assert_eq!(*map.entry(1, "forgotten"), "forgotten", "the old ones went with that");
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::measure::Phase;
+use crate::pulse::Live;
 
 /// What clients saw, one after the other.
 #[derive(Debug, Clone)]
@@ -291,12 +292,82 @@ fn it_says_when_it_is_full() {
 fn two_workers_are_one_run_and_their_users_keep_their_numbers() {
     let mut lost = good();
     lost.drop_delivery(7);
+    let again = *lost.deliveries()[0];
+    lost.got(again);
     let (mut one, two) = (audit(&good()), audit(&lost));
     one.void.clear();
     one.add(&two, 100);
-    assert_eq!((one.accepted, one.received, one.lost.count), (120, 119, 1));
+    assert_eq!((one.accepted, one.received), (120, 120));
+    assert_eq!(counts(&one), [1, 0, 0, 0, 1]);
     let (a, b) = (&one.lost.first[0], &two.lost.first[0]);
     assert_eq!((a.user, a.submit.unwrap().sender), (b.user + 100, b.submit.unwrap().sender + 100));
     one.prove(&[]);
     assert!(one.void.is_empty());
+}
+
+#[test]
+fn what_overtakes_several_is_told_for_each_of_them() {
+    let mut ledger = Ledger::default();
+    let key = |counter| SubmitKey { sender: 0, counter };
+    (0..4).for_each(|counter| ledger.invoke(key(counter), counter, &[1]));
+    for counter in [0, 3, 1, 2] {
+        ledger.receive(Received { by: 1, key: Some(key(counter)), addressed: true });
+    }
+    assert_eq!(counts(&ledger.audit()), [0, 0, 0, 2, 0]);
+}
+
+#[test]
+fn somebody_whom_it_was_not_sent_to_is_told_whatever_its_bytes_say() {
+    let mut ledger = Ledger::default();
+    let key = SubmitKey { sender: 0, counter: 0 };
+    ledger.invoke(key, 0, &[1]);
+    ledger.receive(Received { by: 2, key: Some(key), addressed: true });
+    assert_eq!(counts(&ledger.audit()), [0, 0, 1, 0, 0]);
+}
+
+#[test]
+fn what_was_decided_in_a_fault_counts_neither_way() {
+    let mut history = good();
+    for counter in 10..40 {
+        let key = SubmitKey { sender: 0, counter };
+        history.invoke(key, 1000 + counter, &[1]);
+        history.decide(key, 1500, &[Fate::Unknown]);
+    }
+    assert_eq!(audit(&history).verdict(), Verdict::Void, "a third was not accepted");
+    history.broken(1000, 2000, 3);
+    assert_eq!(audit(&history).verdict(), Verdict::Passed, "for a reason");
+}
+
+#[test]
+fn what_is_missing_is_known_at_any_time() {
+    let mut ledger = Ledger::default();
+    let key = |counter| SubmitKey { sender: 0, counter };
+    let mut seen = Vec::new();
+    for counter in 0..2 {
+        ledger.invoke(key(counter), 0, &[1]);
+        let receive = Received { by: 1, key: Some(key(counter)), addressed: true };
+        // The first arrives before its sender hears of it, the second behind.
+        if counter == 0 {
+            ledger.receive(receive);
+        }
+        ledger.decide(key(counter), 1, &[Fate::Ok]);
+        seen.push(ledger.missing());
+        if counter == 1 {
+            ledger.receive(receive);
+        }
+    }
+    seen.push(ledger.missing());
+    assert_eq!(seen, [0, 1, 0]);
+    assert_eq!(ledger.live(), Live { submits: 2, accepted: 2, received: 2, ..Live::default() });
+}
+
+#[test]
+fn of_two_faults_at_once_the_later_gives_the_phase() {
+    let mut ledger = Ledger::default();
+    ledger.fault_begins("kill", Phase::Fault, 100, 1);
+    ledger.fault_begins("storm", Phase::Storm, 200, 1);
+    assert_eq!(
+        (ledger.trouble(150, 160), ledger.trouble(150, 300)),
+        (Some(Phase::Fault), Some(Phase::Storm))
+    );
 }

@@ -215,8 +215,14 @@ mod tests {
         one.error("unavailable", 5);
         let mut two = Measured::new(Duration::from_secs(10));
         two.delivered(Phase::Fault, None, 2_000_000, 7_000_000);
+        two.decided(Phase::Fault, None, 3_000_000, 6_000_000);
         two.error("unavailable", 5);
         two.add(&one);
+        assert_eq!(
+            (two.timeline.buckets()[6].accepted, two.timeline.buckets()[6].accept.latency().count),
+            (1, 0)
+        );
+        assert_eq!(two.timeline.buckets()[3].accept.latency().max_us, 3_014_655, "two digits");
         assert_eq!(two.deliver.of(Phase::Steady).p99_us, 990);
         assert_eq!(two.deliver.of(Phase::Fault).count, 1);
         assert_eq!(two.deliver.all().count, 1002);

@@ -177,6 +177,21 @@ mod tests {
     }
 
     #[test]
+    fn neither_the_warm_up_nor_a_fault_is_compared() {
+        let mut hurt = run(1);
+        hurt.scenario.warm_up = std::time::Duration::from_secs(8);
+        let (what, phase) = ("kill".to_owned(), crate::measure::Phase::Fault);
+        let (from_us, to_us) = (20_000_000, 27_500_000);
+        hurt.faults.push(crate::audit::FaultWindow { what, phase, from_us, to_us, in_flight: 1 });
+        for point in hurt.timeline.iter_mut().filter(|point| point.at < 8 || point.at >= 20) {
+            point.deliver.p50_us *= 100;
+        }
+        hurt.timeline.truncate(28);
+        let ratios = compare(&hurt, &run(1)).unwrap();
+        assert!(!ratios[0].differs() && ratios[0].high < 1.2, "{ratios:?}");
+    }
+
+    #[test]
     fn what_cannot_be_compared_is_told() {
         let mut other = run(1);
         other.scenario.users += 1;
