@@ -229,7 +229,14 @@ async fn conditional(
 async fn meta(session: &Session, keyspace: &str, name: &str) -> Result<Option<Vec<u8>>, ConnectError> {
     let mut statement = Statement::new(format!("SELECT value FROM {keyspace}.meta WHERE name = ?"));
     statement.set_consistency(Consistency::LocalSerial);
-    let answer = match session.query_unpaged(statement, (name,)).await {
+    let mut answer = session.query_unpaged(statement.clone(), (name,)).await;
+    for _ in 1..FORGOTTEN_MAX {
+        if !answer.as_ref().is_err_and(forgotten) {
+            break;
+        }
+        answer = session.query_unpaged(statement.clone(), (name,)).await;
+    }
+    let answer = match answer {
         Ok(answer) => answer,
         Err(error) if unknown_table(&error) => return Err(ConnectError::SchemaAbsent(keyspace.into())),
         Err(error) => return Err(statement_error(keyspace, &error)),
@@ -238,6 +245,17 @@ async fn meta(session: &Session, keyspace: &str, name: &str) -> Result<Option<Ve
     let rows = answer.into_rows_result().map_err(|error| fail(&error))?;
     let row = rows.maybe_first_row::<(Option<Vec<u8>>,)>().map_err(|error| fail(&error))?;
     Ok(row.and_then(|(value,)| value))
+}
+
+/// A node may forget a statement between its preparation and its use: changes of the schema clear its cache. What is read at
+/// the start is tried so often.
+const FORGOTTEN_MAX: usize = 5;
+
+fn forgotten(error: &ExecutionError) -> bool {
+    let unprepared = |error: &RequestAttemptError| {
+        matches!(error, RequestAttemptError::DbError(DbError::Unprepared { .. }, _))
+    };
+    matches!(error, ExecutionError::LastAttemptError(error) if unprepared(error))
 }
 
 /// The statement was refused because there is no such table or keyspace.
