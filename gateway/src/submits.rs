@@ -196,19 +196,23 @@ async fn send(gateway: Arc<Gateway>, sender: Sender, batch: Batch) -> Sent {
 
 /// The mailboxes of these users, or what becomes of entries for them.
 async fn resolve(gateway: &Arc<Gateway>, users: Vec<UserId>) -> Vec<Result<MailboxId, Outcome>> {
-    let now = gateway.world.now();
+    // Nearly always there is one, which needs no list of its own.
+    if let [user] = &users[..] {
+        return vec![find(gateway, user).await];
+    }
     let lookups = users.into_iter().map(|user| {
         let gateway = Arc::clone(gateway);
-        async move {
-            match gateway.users.find(&*gateway.store, now, &user).await {
-                Ok(Some(mailbox)) => Ok(mailbox),
-                Ok(None) => Err(Outcome::UnknownUser),
-                Err(_) => Err(Outcome::Unavailable),
-            }
-        }
-        .boxed()
+        async move { find(&gateway, &user).await }.boxed()
     });
     stream::iter(lookups.collect::<Vec<_>>()).buffered(LOOKUPS_MAX).collect().await
+}
+
+async fn find(gateway: &Gateway, user: &UserId) -> Result<MailboxId, Outcome> {
+    match gateway.users.find(&*gateway.store, gateway.world.now(), user).await {
+        Ok(Some(mailbox)) => Ok(mailbox),
+        Ok(None) => Err(Outcome::UnknownUser),
+        Err(_) => Err(Outcome::Unavailable),
+    }
 }
 
 /// The request for these lists, each with its base; notes what is transmitted for the first time.
@@ -223,8 +227,10 @@ async fn request(
         .filter(|(list, mailbox)| base_of(&gateway.bases, gateway.world.now(), list, *mailbox) == Base::Ask)
         .map(|(_, mailbox)| *mailbox)
         .collect();
-    let asks = missing.into_iter().map(|mailbox| ask_base(Arc::clone(gateway), mailbox, deadline).boxed());
-    stream::iter(asks.collect::<Vec<_>>()).buffered(LOOKUPS_MAX).for_each(|()| async {}).await;
+    if !missing.is_empty() {
+        let asks = missing.into_iter().map(|of| ask_base(Arc::clone(gateway), of, deadline).boxed());
+        stream::iter(asks.collect::<Vec<_>>()).buffered(LOOKUPS_MAX).for_each(|()| async {}).await;
+    }
     let mut payloads: Vec<Bytes> = Vec::new();
     let mut places: BTreeMap<(usize, usize), usize> = BTreeMap::new();
     let now = gateway.world.now();

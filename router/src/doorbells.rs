@@ -9,6 +9,7 @@ use chappe_protocol::envelope::SlotBody;
 use chappe_protocol::id::{DeviceId, EnvelopeId, MailboxId, Seq};
 use chappe_protocol::internode::{Attached, Doorbell, EphemeralSubmit, Reply, Ring, WakeHint};
 use chappe_protocol::time::{Millis, UnixMillis};
+use futures_util::FutureExt;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
@@ -55,10 +56,16 @@ fn ring(shared: &Arc<Shared>, mailbox: MailboxId, rings: Vec<Ring>) -> Option<Ri
     start(shared, mailbox, rings, Vec::new(), None)
 }
 
-/// The task that rings.
-type Ringing = JoinHandle<Option<()>>;
+/// Where the ringing is.
+enum Ringing {
+    /// Over: presence answered at once, as it does within one process.
+    Done,
+    /// In a task of its own.
+    Running(JoinHandle<Option<()>>),
+}
 
-/// Starts a task that rings every gateway that leases a device of the mailbox, in the order given, for these envelopes.
+/// Rings every gateway that leases a device of the mailbox, in the order given, for these envelopes; in a task of its own if presence
+/// has to be waited for. `None`: too much is being rung, or the router was killed.
 fn start(
     shared: &Arc<Shared>,
     mailbox: MailboxId,
@@ -77,8 +84,11 @@ fn start(
         return None;
     };
     let killed = shared.killed.clone();
+    if killed.is_cancelled() {
+        return None;
+    }
     let task_of = Arc::clone(shared);
-    let task = async move {
+    let mut task = Box::pin(async move {
         let shared = task_of;
         let leases = shared.presence.devices(mailbox);
         let leases = tokio::time::timeout(PRESENCE_WAIT.to_std(), leases).await.unwrap_or_default();
@@ -98,8 +108,11 @@ fn start(
             wake(&shared, WakeHint { due, ..waking.hint });
         }
         drop(permit);
-    };
-    Some(shared.tasks.spawn(async move { killed.run_until_cancelled(task).await }))
+    });
+    if task.as_mut().now_or_never().is_some() {
+        return Some(Ringing::Done);
+    }
+    Some(Ringing::Running(shared.tasks.spawn(async move { killed.run_until_cancelled(task).await })))
 }
 
 fn wake(shared: &Shared, hint: WakeHint) {
@@ -111,8 +124,8 @@ fn wake(shared: &Shared, hint: WakeHint) {
 /// the newer session's lease, which follows it, takes the place of the one by which they are found.
 pub(crate) async fn attached(shared: &Arc<Shared>, attached: Attached) -> Reply {
     shared.device_sets.forget(attached.mailbox);
-    if let Some(ringing) = ring(shared, attached.mailbox, vec![Ring::Session(attached.news)]) {
-        let _killed = ringing.await;
+    if let Some(Ringing::Running(task)) = ring(shared, attached.mailbox, vec![Ring::Session(attached.news)]) {
+        let _killed = task.await;
     }
     Reply::Attached
 }

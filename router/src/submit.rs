@@ -192,6 +192,12 @@ fn settle(outcomes: &mut [Outcome]) {
 }
 
 /// Runs one future per item, at most `parallel_max` at a time; results in the items' order.
-pub(crate) async fn in_parallel<F: Future>(futures: Vec<F>, parallel_max: usize) -> Vec<F::Output> {
+pub(crate) async fn in_parallel<F: Future>(mut futures: Vec<F>, parallel_max: usize) -> Vec<F::Output> {
+    // Nearly always there is one, which needs no list of its own.
+    if futures.len() == 1
+        && let Some(alone) = futures.pop()
+    {
+        return vec![alone.await];
+    }
     stream::iter(futures).buffered(parallel_max.max(1)).collect().await
 }

@@ -9,7 +9,9 @@ mod expiry;
 mod file;
 mod journal;
 mod keys;
+mod memtable;
 mod operations;
+mod pages;
 mod table;
 mod values;
 mod wakes;
@@ -22,12 +24,12 @@ use database::{Opened, Opener, Recipe, Shared};
 use directory::{Content, Directory};
 pub use file::Layer;
 use file::{DiskFile, SyncFailed, abort_on_failed_sync};
-use redb::ReadOnlyTable;
+use pages::Pages;
 use std::path::Path;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use table::{Outcome, Tables};
+use table::{Outcome, Snapshot, Tables};
 use tokio::sync::Semaphore;
 
 /// Bounds of the embedded store.
@@ -44,8 +46,8 @@ pub struct EmbeddedConfig {
     pub batch_bytes_max: usize,
     /// Page reads that may run at once beside the async threads.
     pub readers_max: usize,
-    /// Bytes of the journal after which the pages are written and the journal begins anew. More journal: fewer page writes
-    /// under load, longer recovery.
+    /// Bytes of the journal. From half of it on, what it holds goes into the pages, while the other half takes the next batches;
+    /// writers wait only when both are full. More journal: fewer page writes under load, longer recovery, more memory.
     pub journal_bytes_max: u64,
     /// Whether batches are synced. `false` loses acknowledged entries with the power; for the benchmark, and for the test that
     /// must then see the loss.
@@ -61,7 +63,7 @@ impl Default for EmbeddedConfig {
             batch_writes_max: 1024,
             batch_bytes_max: 8 << 20,
             readers_max: 16,
-            journal_bytes_max: 16 << 20,
+            journal_bytes_max: 32 << 20,
             #[cfg(feature = "testing")]
             sync: true,
         }
@@ -132,10 +134,11 @@ impl EmbeddedRows {
     ) -> Result<Self, OpenError> {
         let (directory, content) = Directory::open(path)?;
         let recipe = Recipe::new(&config, on_failed_sync);
-        let (rows, journal) = (directory.rows(), directory.journal());
+        let (rows, [first, second]) = (directory.rows(), directory.journals());
         let layer = move |create| -> std::io::Result<Layer> {
             let rows = Arc::new(DiskFile::open(&rows, create)?);
-            Ok(Layer { rows, journal: Arc::new(DiskFile::open(&journal, create)?) })
+            let (first, second) = (DiskFile::open(&first, create)?, DiskFile::open(&second, create)?);
+            Ok(Layer { rows, journals: [Arc::new(first), Arc::new(second)] })
         };
         if content == Content::Empty {
             directory.begin()?;
@@ -179,6 +182,9 @@ impl EmbeddedRows {
         let shared = Arc::new(Shared::new(world, opened.database));
         let committer = Committer {
             shared: Arc::clone(&shared),
+            pages: Pages::start(Arc::clone(&shared))?,
+            in_pages: opened.in_pages,
+            wanted: opened.in_pages,
             opener,
             journal: opened.journal,
             journal_bytes_max: config.journal_bytes_max,
@@ -231,30 +237,29 @@ impl EmbeddedRows {
     }
 
     /// A read of a few rows, where the caller runs: some microseconds from the cache (`docs/performance.md`).
-    fn read<T>(&self, read: impl FnOnce(&Snapshot) -> Outcome<T>) -> Result<T> {
+    fn read<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> Outcome<T>) -> Result<T> {
         self.shared.read(read)
     }
 
-    /// A read that may take many pages. On the blocking pool, since it may wait for the disk; at most `readers_max` at a time.
-    async fn read_aside<T, F>(&self, read: F) -> Result<T>
+    /// A read of a range (from, inclusive, to, exclusive) that may take many pages. On the blocking pool, since it may wait for the
+    /// disk; at most `readers_max` at a time.
+    async fn read_aside<T, F>(&self, range: (Vec<u8>, Vec<u8>), read: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Snapshot) -> Outcome<T> + Send + 'static,
+        F: FnOnce(&Snapshot<'_>, &[u8], &[u8]) -> Outcome<T> + Send + 'static,
     {
         let closing = |_| StoreError::Unavailable("the store is closing".into());
         let permit = Arc::clone(&self.readers).acquire_owned().await.map_err(closing)?;
         let shared = Arc::clone(&self.shared);
         let read = move || {
             let _permit = permit;
-            shared.read(read)
+            let (from, to) = (&range.0[..], &range.1[..]);
+            shared.read_range((from, to), |rows| read(rows, from, to))
         };
         let failed = |_| StoreError::Unavailable("the read failed".into());
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(failed(error)))
     }
 }
-
-/// A consistent state of the rows.
-type Snapshot = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 impl Drop for EmbeddedRows {
     fn drop(&mut self) {

@@ -59,8 +59,10 @@ async fn the_journal_stays_short_and_a_kill_loses_nothing() {
         append(&rows, partition(1, 0), seq - 1, &[entry(1, seq, 1500)]).await.unwrap();
     }
     let killed = disk.contents();
-    assert!(killed.journal.len() <= 72 << 10, "{} bytes of journal", killed.journal.len());
-    let pages_alone = Image { journal: Vec::new(), ..killed.clone() };
+    for journal in &killed.journals {
+        assert!(journal.len() <= 72 << 10, "{} bytes of journal", journal.len());
+    }
+    let pages_alone = Image { journals: Default::default(), ..killed.clone() };
     let open = |image| {
         EmbeddedRows::open_layer(SimDisk::new(image, 2).layer(), Clock::new(2), EmbeddedConfig::default())
     };
@@ -69,7 +71,7 @@ async fn the_journal_stays_short_and_a_kill_loses_nothing() {
     let written = dense(&open(pages_alone).unwrap(), 1).await;
     assert!((100..150).contains(&written), "{written} in the pages");
     drop(rows);
-    let closed = Image { journal: Vec::new(), ..disk.contents() };
+    let closed = Image { journals: Default::default(), ..disk.contents() };
     assert_eq!(dense(&open(closed).unwrap(), 1).await, 150, "an orderly close writes the pages");
 }
 

@@ -8,20 +8,23 @@ use chappe_storage::embedded::{EmbeddedConfig, EmbeddedRows};
 use std::sync::Arc;
 use tempfile::TempDir;
 
-struct Embedded {
+/// With so many bytes of journal.
+struct Embedded<const JOURNAL: u64> {
     rows: Arc<EmbeddedRows>,
     directory: TempDir,
 }
 
-impl Embedded {
+impl<const JOURNAL: u64> Embedded<JOURNAL> {
     fn at(directory: TempDir, world: Arc<dyn World>) -> Self {
-        let rows = EmbeddedRows::open(directory.path(), world, EmbeddedConfig::default()).unwrap();
+        let mut config = EmbeddedConfig::default();
+        config.journal_bytes_max = JOURNAL;
+        let rows = EmbeddedRows::open(directory.path(), world, config).unwrap();
         Self { rows: Arc::new(rows), directory }
     }
 }
 
 #[async_trait]
-impl Backend for Embedded {
+impl<const JOURNAL: u64> Backend for Embedded<JOURNAL> {
     type Rows = EmbeddedRows;
 
     async fn open(world: Arc<dyn World>) -> Self {
@@ -39,4 +42,9 @@ impl Backend for Embedded {
     }
 }
 
-chappe_storage::conformance!(Embedded);
+chappe_storage::conformance!(Embedded<{ 32 << 20 }>);
+
+/// Every batch goes into the pages, while the next ones are written: reads find rows in memory, on their way and in the pages.
+mod always_turning {
+    chappe_storage::conformance!(super::Embedded<1>);
+}

@@ -133,7 +133,8 @@ impl StorageBackend for FailingSync {
 async fn a_failed_sync_ends_the_process_and_is_not_retried() {
     if std::env::var_os(ROLE).is_some() {
         let mut layer = SimDisk::empty(1).layer();
-        layer.journal = Arc::new(FailingSync { file: layer.journal, left: AtomicU64::new(40) });
+        let [first, second] = layer.journals;
+        layer.journals = [Arc::new(FailingSync { file: first, left: AtomicU64::new(40) }), second];
         let rows = EmbeddedRows::open_layer(layer, Clock::new(1), EmbeddedConfig::default()).unwrap();
         append_for_ever(Arc::new(rows)).await;
         println!("STILL HERE");
@@ -209,11 +210,11 @@ async fn damage_of_the_journal_is_told() {
     let mut told = 0;
     for case in 0..120 {
         let mut image = killed.clone();
-        let at = rng.random_range(0..image.journal.len());
+        let at = rng.random_range(0..image.journals[0].len());
         if case % 4 == 0 {
-            image.journal.truncate(at);
+            image.journals[0].truncate(at);
         } else {
-            image.journal[at] ^= rng.random_range(1..=255_u8);
+            image.journals[0][at] ^= rng.random_range(1..=255_u8);
         }
         // What was cut off may have been answered: the pages are far behind, and only the batch's number tells.
         let cut = if case % 4 == 0 { at / 4096 } else { 59 };
@@ -227,6 +228,28 @@ async fn damage_of_the_journal_is_told() {
         }
     }
     assert!(told > 10, "the damage was hardly ever noticed: {told}");
+}
+
+/// A directory of the format with one journal, killed: it is taken over, and from then on no older build opens it.
+#[tokio::test]
+async fn a_directory_with_one_journal_is_taken_over() {
+    let (directory, disk) = (tempfile::tempdir().unwrap(), SimDisk::empty(1));
+    drop(open(directory.path()));
+    let rows = EmbeddedRows::open_layer(disk.layer(), Clock::new(1), EmbeddedConfig::default()).unwrap();
+    for seq in 1..=5 {
+        append(&rows, partition(1, 0), seq - 1, &[entry(1, seq, 400)]).await.unwrap();
+    }
+    let killed = disk.contents();
+    let at = |name| directory.path().join(name);
+    fs::write(at("rows.redb"), killed.rows).unwrap();
+    fs::write(at("journal"), &killed.journals[0]).unwrap();
+    fs::write(at("format"), b"chappe-embedded-2\n").unwrap();
+    for file in ["journal-2", "closed"] {
+        fs::remove_file(at(file)).unwrap();
+    }
+    assert_eq!(dense(&open(directory.path()), 1).await, 5);
+    assert_eq!(fs::read(at("format")).unwrap(), b"chappe-embedded-3\n");
+    assert!(at("journal-2").exists());
 }
 
 #[tokio::test]
@@ -262,8 +285,13 @@ async fn missing_and_foreign_files_are_told() {
     let journal = directory.path().join("journal");
     fs::write(&journal, b"").unwrap();
     assert_eq!(error(directory.path()), "data_dir_corrupt");
-    fs::remove_file(&journal).unwrap();
-    assert_eq!(error(directory.path()), "data_dir_corrupt");
+    for missing in ["journal", "journal-2"] {
+        let missing = directory.path().join(missing);
+        let kept = fs::read(&missing).unwrap();
+        fs::remove_file(&missing).unwrap();
+        assert_eq!(error(directory.path()), "data_dir_corrupt");
+        fs::write(&missing, kept).unwrap();
+    }
     let file = tempfile::NamedTempFile::new().unwrap();
     assert_eq!(error(file.path()), "data_dir_io");
 }

@@ -8,6 +8,7 @@ use super::values;
 use crate::error::{Result, StoreError};
 use crate::rows::{Applied, Batch, Head, Partition};
 use crate::{Entry, EntryPayload};
+use bytes::Bytes;
 use chappe_protocol::id::{EnvelopeId, Seq};
 use chappe_protocol::time::UnixMillis;
 use std::collections::BTreeSet;
@@ -60,11 +61,11 @@ impl Owned {
     /// The conditional batch.
     pub(super) fn apply(self, tables: &mut Tables<'_>, of: Partition) -> Outcome<Applied> {
         let now = tables.now;
-        let stored = tables.rows().head_and_due(of)?;
+        let stored = tables.head_and_due(of)?;
         let head = stored.map(|(head, _)| head);
         let mut existing = Vec::new();
         for (_, id, _) in &self.slots {
-            if let Some(seq) = tables.rows().find_id(of, *id, now)? {
+            if let Some(seq) = tables.find_id(of, *id, now)? {
                 existing.push((*id, seq));
             }
         }
@@ -72,11 +73,11 @@ impl Owned {
             return Ok(Applied::No { head, existing });
         }
         let ends = self.ends.map_or(now + ID_MS, |ends| ends.min(now + ID_MS));
-        let due = raise_due(tables, of, stored.map(|(_, due)| due).unwrap_or_default(), due_at(ends))?;
-        tables.put_head(of, self.to, due)?;
+        let due = raise_due(tables, of, stored.map(|(_, due)| due).unwrap_or_default(), due_at(ends));
+        tables.put_head(of, self.to, due);
         for (seq, id, row) in self.slots {
-            tables.put(&keys::slot(of, seq), &row)?;
-            tables.put(&keys::id(of, id), &values::id(seq, now))?;
+            tables.put(keys::slot(of, seq), row);
+            tables.put(keys::id(of, id), values::id(seq, now));
         }
         Ok(Applied::Yes)
     }
@@ -84,32 +85,27 @@ impl Owned {
 
 /// Makes sure that the partition is looked at by `wanted`; returns the time that stands. Nearly always one comparison:
 /// the first slot of a bucket sets the time, and those behind it end later.
-fn raise_due(
-    tables: &mut Tables<'_>,
-    of: Partition,
-    stored: UnixMillis,
-    wanted: UnixMillis,
-) -> Outcome<UnixMillis> {
+fn raise_due(tables: &mut Tables<'_>, of: Partition, stored: UnixMillis, wanted: UnixMillis) -> UnixMillis {
     let none = UnixMillis::default();
     if stored != none && stored <= wanted {
-        return Ok(stored);
+        return stored;
     }
     if stored != none {
-        tables.remove(&keys::due(stored, Mortal::Partition(of)))?;
+        tables.remove(keys::due(stored, Mortal::Partition(of)));
     }
-    tables.put(&keys::due(wanted, Mortal::Partition(of)), &[])?;
-    Ok(wanted)
+    tables.put(keys::due(wanted, Mortal::Partition(of)), Bytes::new());
+    wanted
 }
 
 /// Ends the log of a partition.
 pub(super) fn seal(tables: &mut Tables<'_>, of: Partition, expected: Option<Seq>) -> Outcome<bool> {
-    let stored = tables.rows().head_and_due(of)?;
+    let stored = tables.head_and_due(of)?;
     if stored.map(|(head, _)| head.seq) != expected {
         return Ok(false);
     }
     let empty = Head { seq: Seq::MAX, opened_at: tables.now, bytes_total: 0 };
     let (head, due) = stored.unwrap_or((empty, UnixMillis::default()));
-    tables.put_head(of, Head { seq: Seq::MAX, ..head }, due)?;
+    tables.put_head(of, Head { seq: Seq::MAX, ..head }, due);
     Ok(true)
 }
 
@@ -117,7 +113,7 @@ pub(super) fn seal(tables: &mut Tables<'_>, of: Partition, expected: Option<Seq>
 pub(super) fn mark_lost(tables: &mut Tables<'_>, of: Partition, seq: Seq) -> Outcome<bool> {
     let key = keys::slot(of, seq);
     // A damaged row is as good as none.
-    let value = match tables.rows().row(&key, |value| Ok(values::read_slot(seq, value).ok()))?.flatten() {
+    let value = match tables.row(&key, |value| Ok(values::read_slot(seq, value).ok()))?.flatten() {
         None => values::lost_slot()?,
         Some(row) if row.lost => return Ok(true),
         Some(row) => {
@@ -128,6 +124,6 @@ pub(super) fn mark_lost(tables: &mut Tables<'_>, of: Partition, seq: Seq) -> Out
             values::slot(&row.entry, true, true)
         }
     };
-    tables.put(&key, &value)?;
+    tables.put(key, value);
     Ok(true)
 }

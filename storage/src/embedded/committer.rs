@@ -1,15 +1,16 @@
-//! The one thread that writes: it takes what waits, applies it in order, journals it with one sync, then answers all.
+//! The one thread that judges and journals: it takes what waits, applies it in order, journals it with one sync, then answers all.
 //! **Invariant:** a caller is told `Ok` after the sync of its batch, `Unavailable` only if its batch is certainly not in the file.
 
 use super::database::{Opened, Opener, Shared};
 use super::expiry;
 use super::journal::Journal;
 use super::keys;
-use super::table::{Failure, Outcome, ROWS, Tables};
-use super::values;
+use super::memtable::Fill;
+use super::pages::Pages;
+use super::table::{Failure, Outcome, Tables};
 use crate::error::{Result, StoreError};
+use bytes::Bytes;
 use chappe_protocol::time::{Millis, Time};
-use redb::Durability;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -18,7 +19,9 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// How often the committer looks for what has ended while nobody writes; also how long a pending note may wait for a batch.
 const IDLE: Duration = Duration::from_secs(1);
-/// The same by the world's clock, while there are writes.
+/// The same while pages are written, so that it is soon noticed if they cannot be: readers wait for that.
+const BUSY: Duration = Duration::from_millis(10);
+/// The same as `IDLE` by the world's clock, while there are writes.
 const EXPIRY_MS: Millis = Millis(1000);
 /// How long a batch waits for the next of the writers that shared the one before.
 const GAP: Duration = Duration::from_micros(200);
@@ -94,7 +97,7 @@ enum Failed {
     Refused(String),
     /// The journal does not have the batch; the database is of no more use until it is opened again.
     Before(String),
-    /// The journal has the batch, the database does not.
+    /// The journal has the batch, and something else went wrong.
     Journaled(String),
 }
 
@@ -119,6 +122,10 @@ impl Pace {
 pub(super) struct Committer {
     pub(super) shared: Arc<Shared>,
     pub(super) opener: Opener,
+    pub(super) pages: Pages,
+    /// The last batch that the pages hold for good, and the last that they are to hold.
+    pub(super) in_pages: u64,
+    pub(super) wanted: u64,
     pub(super) journal: Journal,
     pub(super) journal_bytes_max: u64,
     pub(super) queue: Receiver<Queued>,
@@ -140,20 +147,36 @@ impl Committer {
     /// Runs until the last sender is gone and all that waited is answered; returns the number of the last batch.
     pub(super) fn run(mut self) -> u64 {
         loop {
-            match self.queue.recv_timeout(IDLE) {
+            let patience = if self.pages.is_busy() { BUSY } else { IDLE };
+            match self.queue.recv_timeout(patience) {
                 Ok(first) => self.round(Some(first)),
-                Err(RecvTimeoutError::Timeout) => self.round(None),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.round(None);
+                    self.rest();
+                }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         if !self.shared.notes().is_empty() {
             self.round(None);
         }
-        if self.shared.is_open() && self.journal.len() > 0 {
+        if self.shared.is_open() && self.in_pages < self.batch {
             self.write_pages(self.shared.world.now());
+        }
+        if let Err(error) = self.pages.settle() {
+            tracing::error!(error, "the pages could not be written: the journal keeps what they lack");
         }
         self.shared.close();
         self.batch
+    }
+
+    /// Nobody writes: what was written goes into the pages, so that its memory is free again.
+    fn rest(&mut self) {
+        let now = self.shared.world.now();
+        let worth_it = self.shared.memtables().fill() > Fill::Little && !self.pages.is_busy();
+        if worth_it && self.shared.is_open() && self.checkpoint.may(now) {
+            self.write_pages(now);
+        }
     }
 
     /// One batch.
@@ -197,29 +220,42 @@ impl Committer {
         self.has_room(now);
     }
 
-    /// Whether the journal takes another batch; writes the pages if it is due.
+    /// Whether there is room for another batch; has the pages written if it is time. Waits for them only if nothing else is left.
     fn has_room(&mut self, now: Time) -> bool {
-        self.journal.len() < self.journal_bytes_max
-            || (self.shared.is_open() && self.checkpoint.may(now) && self.write_pages(now))
+        let fill = self.shared.memtables().fill();
+        let full = fill >= Fill::Full || self.journal.len() >= self.journal_bytes_max / 2;
+        let over = fill >= Fill::Over || self.journal.len() >= self.journal_bytes_max;
+        if self.pages.has_failed() {
+            return self.write_pages(now) || !over;
+        }
+        if !full || (self.pages.is_busy() && !over) {
+            return true;
+        }
+        let may = self.shared.is_open() && self.checkpoint.may(now);
+        (may && self.write_pages(now)) || !over
     }
 
-    /// A checkpoint: after it all batches are in the pages, and the journal begins anew.
+    /// A checkpoint: waits for the one before, has everything that came since taken into the pages, and goes on in the other file
+    /// of the journal once that is free.
     fn write_pages(&mut self, now: Time) -> bool {
-        let written = catch_unwind(AssertUnwindSafe(|| self.shared.write_pages(self.batch)));
-        let failed = match written {
-            Ok(Ok(())) => {
-                self.journal.restart();
+        match self.pages.settle() {
+            Ok(()) => {
+                self.in_pages = self.wanted;
                 self.checkpoint = Pace::default();
-                return true;
+                self.shared.memtables_mut().freeze();
+                self.wanted = self.batch;
+                self.pages.write(self.batch);
+                self.journal.turn(self.in_pages);
+                true
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the database panicked".to_owned(),
-        };
-        tracing::error!(error = failed, "the pages could not be written: the journal keeps what they lack");
-        self.checkpoint.failed(now);
-        self.shared.close();
-        self.open_again(now);
-        false
+            Err(error) => {
+                tracing::error!(error, "the pages could not be written: the journal keeps what they lack");
+                self.checkpoint.failed(now);
+                self.shared.close();
+                self.open_again(now);
+                false
+            }
+        }
     }
 
     /// The next write of this batch. Those who were answered together come back together: while fewer are here than last
@@ -246,38 +282,29 @@ impl Committer {
         look: bool,
     ) -> core::result::Result<(), Failed> {
         let before = |error: &dyn std::fmt::Display| Failed::Before(error.to_string());
-        let database = self.shared.database();
-        let Some(database) = database.as_ref() else { return Err(Failed::Before("closed".into())) };
-        let mut transaction = database.begin_write().map_err(|error| before(&error))?;
-        // The journal is what makes the batch durable.
-        transaction.set_durability(Durability::None).map_err(|error| before(&error))?;
         let mut more = false;
-        let record = {
-            let rows = transaction.open_table(ROWS).map_err(|error| before(&error))?;
-            let mut tables = Tables::new(rows, self.journal.begin(), self.shared.world.wall());
+        let (record, written) = {
+            let snapshot = self.shared.snapshot().map_err(|error| before(&error))?;
+            let mut tables = Tables::new(snapshot, self.journal.begin(), self.shared.world.wall());
             for job in jobs.iter_mut() {
                 job.work.run(&mut tables).map_err(|error| before(&error))?;
             }
-            let mut housekeeping = || -> Outcome<()> {
-                tables.put(keys::BATCH, &values::number(self.batch + 1))?;
-                for (minute, mailbox) in notes {
-                    tables.put(&keys::pending(*minute, *mailbox), &[])?;
-                }
-                if look {
-                    more = expiry::step(&mut tables)?;
-                }
-                Ok(())
-            };
-            match housekeeping() {
-                Ok(()) | Err(Failure::Damaged | Failure::Refused(_)) => {}
-                Err(Failure::Storage(error)) => return Err(before(&error)),
+            for (minute, mailbox) in notes {
+                tables.put(keys::pending(*minute, *mailbox), Bytes::new());
             }
-            tables.into_record()
+            if look {
+                more = match expiry::step(&mut tables) {
+                    Ok(more) => more,
+                    Err(Failure::Damaged | Failure::Refused(_)) => false,
+                    Err(Failure::Storage(error)) => return Err(before(&error)),
+                };
+            }
+            tables.into_changes()
         };
         let journaled = self.journal.append(self.batch + 1, record);
         journaled.map_err(|error| Failed::Refused(error.to_string()))?;
         self.batch += 1;
-        transaction.commit().map_err(|error| Failed::Journaled(error.to_string()))?;
+        self.shared.memtables_mut().commit(written);
         if look && !more {
             self.expiry_at = self.shared.world.now() + EXPIRY_MS;
         }
@@ -295,6 +322,7 @@ impl Committer {
             Failed::Journaled(text) => (text, true),
         };
         tracing::error!(error = text, "a batch could not be written");
+        let _ = self.pages.settle();
         self.shared.close();
         self.reopen = Pace::default();
         match (journaled, self.open_again(now)) {
@@ -309,8 +337,9 @@ impl Committer {
             return false;
         }
         match catch_unwind(AssertUnwindSafe(|| (self.opener)())) {
-            Ok(Ok(Opened { database, batch, journal, .. })) if batch >= self.batch => {
+            Ok(Ok(Opened { database, batch, in_pages, journal, .. })) if batch >= self.batch => {
                 self.batch = batch;
+                (self.in_pages, self.wanted) = (in_pages, in_pages);
                 self.journal = journal;
                 self.shared.set(database);
                 self.reopen = Pace::default();

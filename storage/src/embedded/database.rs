@@ -4,7 +4,8 @@
 use super::file::{Guarded, Layer, SyncFailed};
 use super::journal::{Journal, ReplayError};
 use super::keys;
-use super::table::{self, Outcome, ROWS, Reads};
+use super::memtable::{Memtable, Memtables};
+use super::table::{self, Outcome, Over, ROWS, Reads, Snapshot};
 use super::values;
 use super::{EmbeddedConfig, OpenError};
 use crate::error::{Result, StoreError};
@@ -15,7 +16,7 @@ use redb::{
 };
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Pending notes `(minute, mailbox)` that no committed batch holds yet.
 pub(super) type Notes = BTreeSet<(u64, MailboxId)>;
@@ -25,12 +26,19 @@ pub(super) struct Shared {
     pub(super) world: Arc<dyn World>,
     /// `None` while the file is being opened again. Readers hold the lock for one read, never over an await.
     database: RwLock<Option<Database>>,
+    /// What the pages lack. Locked before the pages are looked at, so that nothing falls between the two.
+    memtables: RwLock<Memtables>,
     notes: Mutex<Notes>,
 }
 
 impl Shared {
     pub(super) fn new(world: Arc<dyn World>, database: Database) -> Self {
-        Self { world, database: RwLock::new(Some(database)), notes: Mutex::default() }
+        Self {
+            world,
+            database: RwLock::new(Some(database)),
+            memtables: RwLock::default(),
+            notes: Mutex::default(),
+        }
     }
 
     /// The notes that wait.
@@ -43,8 +51,17 @@ impl Shared {
         self.notes().retain(|note| !written.contains(note));
     }
 
-    /// For the committer.
-    pub(super) fn database(&self) -> RwLockReadGuard<'_, Option<Database>> {
+    /// What the pages lack, to be looked at.
+    pub(super) fn memtables(&self) -> RwLockReadGuard<'_, Memtables> {
+        self.memtables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the pages lack, to be changed.
+    pub(super) fn memtables_mut(&self) -> RwLockWriteGuard<'_, Memtables> {
+        self.memtables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn database(&self) -> RwLockReadGuard<'_, Option<Database>> {
         self.database.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -52,7 +69,9 @@ impl Shared {
         self.database().is_some()
     }
 
+    /// A database that holds everything that the journal holds.
     pub(super) fn set(&self, database: Database) {
+        *self.memtables_mut() = Memtables::default();
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
     }
 
@@ -64,42 +83,82 @@ impl Shared {
         let _ = catch_unwind(AssertUnwindSafe(|| drop(open)));
     }
 
-    /// Writes all pages and syncs them.
+    /// Takes the frozen memtable into the pages and syncs them: afterwards they hold all batches up to this one.
     pub(super) fn write_pages(&self, batch: u64) -> core::result::Result<(), redb::Error> {
-        let database = self.database();
-        let Some(database) = database.as_ref() else {
-            return Err(redb::Error::Io(std::io::Error::other("closed")));
-        };
-        let transaction = database.begin_write()?;
-        transaction.open_table(ROWS)?.insert(keys::BATCH, &values::number(batch)[..])?;
-        Ok(transaction.commit()?)
+        let frozen = self.memtables().frozen();
+        {
+            let database = self.database();
+            let Some(database) = database.as_ref() else {
+                return Err(redb::Error::Io(std::io::Error::other("closed")));
+            };
+            let transaction = database.begin_write()?;
+            {
+                let mut rows = transaction.open_table(ROWS)?;
+                for (key, value) in frozen.iter().flat_map(|frozen| frozen.iter()) {
+                    match value {
+                        Some(value) => drop(rows.insert(key, value)?),
+                        None => drop(rows.remove(key)?),
+                    }
+                }
+                rows.insert(keys::BATCH, &values::number(batch)[..])?;
+            }
+            transaction.commit()?;
+        }
+        self.memtables_mut().thaw();
+        Ok(())
     }
 
-    /// Reads a snapshot.
-    pub(super) fn read<T>(
-        &self,
-        read: impl FnOnce(&ReadOnlyTable<&'static [u8], &'static [u8]>) -> Outcome<T>,
-    ) -> Result<T> {
-        // The database panics on some damaged pages: that is this read's end and nobody else's.
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.read_open(read)));
-        outcome.unwrap_or_else(|_| Err(super::committer::damaged()))
+    /// Reads a consistent state of all rows; short, since no batch is committed meanwhile.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> Outcome<T>) -> Result<T> {
+        Self::caught(|| {
+            let snapshot = self.snapshot()?;
+            read(&snapshot).map_err(refusal)
+        })
     }
 
-    fn read_open<T>(
+    /// Reads a consistent state of the rows from `from` (inclusive) to `to` (exclusive), and of no other; may take its time.
+    pub(super) fn read_range<T>(
         &self,
-        read: impl FnOnce(&ReadOnlyTable<&'static [u8], &'static [u8]>) -> Outcome<T>,
+        (from, to): (&[u8], &[u8]),
+        read: impl FnOnce(&Snapshot<'_>) -> Outcome<T>,
     ) -> Result<T> {
+        Self::caught(|| {
+            let snapshot = {
+                let memtables = self.memtables();
+                Snapshot::new(Over::Part(memtables.cut(from, to)), self.pages()?)
+            };
+            read(&snapshot).map_err(refusal)
+        })
+    }
+
+    /// Everything as it is now; no batch is committed while it lives.
+    pub(super) fn snapshot(&self) -> Result<Snapshot<'_>> {
+        let memtables = self.memtables();
+        let pages = self.pages()?;
+        Ok(Snapshot::new(Over::Whole(memtables), pages))
+    }
+
+    /// The database panics on some damaged pages: that is this read's end and nobody else's.
+    fn caught<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
+        catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(super::committer::damaged()))
+    }
+
+    fn pages(&self) -> Result<ReadOnlyTable<&'static [u8], &'static [u8]>> {
         let closed = || StoreError::Unavailable("the data file is being opened again".into());
         let failed = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
         let database = self.database.try_read().map_err(|_| closed())?;
         let transaction =
             database.as_ref().ok_or_else(closed)?.begin_read().map_err(|error| failed(&error))?;
-        let rows = transaction.open_table(ROWS).map_err(|error| failed(&error))?;
-        read(&rows).map_err(|failure| match failure {
-            table::Failure::Storage(error) => failed(&error),
-            table::Failure::Damaged => super::committer::damaged(),
-            table::Failure::Refused(error) => error,
-        })
+        transaction.open_table(ROWS).map_err(|error| failed(&error))
+    }
+}
+
+/// What a failed read is to the caller.
+fn refusal(failure: table::Failure) -> StoreError {
+    match failure {
+        table::Failure::Storage(error) => StoreError::Unavailable(error.to_string()),
+        table::Failure::Damaged => super::committer::damaged(),
+        table::Failure::Refused(error) => error,
     }
 }
 
@@ -112,6 +171,8 @@ pub(super) struct Opened {
     pub(super) incarnation: [u8; 16],
     /// The number of the last batch.
     pub(super) batch: u64,
+    /// The number of the last batch that the pages hold for good.
+    pub(super) in_pages: u64,
     pub(super) journal: Journal,
 }
 
@@ -177,18 +238,21 @@ impl Recipe {
         let (incarnation, key, batch) = {
             let transaction = database.begin_read().map_err(|error| corrupt(&error))?;
             let rows = transaction.open_table(ROWS).map_err(|error| corrupt(&error))?;
+            let rows = Snapshot::new(Over::Part(Memtable::default()), rows);
             let incarnation = rows.row(keys::INCARNATION, values::read_id16).ok().flatten();
             let incarnation = incarnation.ok_or_else(|| corrupt(&"no incarnation"))?;
             let key = rows.row(keys::JOURNAL_KEY, values::read_key).ok().flatten();
             let key = key.ok_or_else(|| corrupt(&"no key of the journal"))?;
             (incarnation, key, rows.batch().map_err(|_| corrupt(&"no batch number"))?)
         };
-        let mut journal = Journal::new(self.guarded(Arc::clone(&layer.journal)), key);
+        let files = layer.journals.each_ref().map(|file| self.guarded(Arc::clone(file)));
+        let mut journal = Journal::new(files, key);
+        let in_pages = batch;
         let batch = replay(&database, &mut journal, batch)?;
         // A killed process leaves writes behind that it had not synced. They are seen now, so they must not go with the power.
         self.guarded(Arc::clone(&layer.rows)).sync_data()?;
         journal.sync()?;
-        Ok(Opened { database, incarnation, batch, journal })
+        Ok(Opened { database, incarnation, batch, in_pages, journal })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The data directory: `lock`, `format`, `rows.redb`, `journal`, `closed`.
+//! The data directory: `lock`, `format`, `rows.redb`, `journal`, `journal-2`, `closed`.
 //! **Invariant:** a directory is used by one process at a time, and only if every file in it belongs to this format.
 //!
 //! | file | holds |
@@ -6,7 +6,7 @@
 //! | `lock` | nothing; locked while a process has the directory open |
 //! | `format` | `creating`, then the format's name; written by rename, last |
 //! | `rows.redb` | the rows, the incarnation, the journal's secret and the number of the last batch in it |
-//! | `journal` | the batches since the last checkpoint, and what is left of older ones |
+//! | `journal`, `journal-2` | the batches that are not in the rows yet, and what is left of older ones; in turns |
 //! | `closed` | the number of the last batch when the directory was closed, so that an older file in its place is noticed |
 
 use super::OpenError;
@@ -15,7 +15,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// What `format` says.
-const FORMAT: &str = "chappe-embedded-2\n";
+const FORMAT: &str = "chappe-embedded-3\n";
+/// The same with one journal. Opened by us it gets the second one, and the versions that know one refuse it from then on.
+const FORMAT_2: &str = "chappe-embedded-2\n";
 const CREATING: &str = "creating\n";
 
 /// An open, locked data directory.
@@ -52,11 +54,18 @@ impl Directory {
     fn content(&self) -> Result<Content, OpenError> {
         let rows = self.rows().try_exists()?;
         match self.text("format")?.as_deref() {
-            Some(FORMAT) if !rows => Err(OpenError::Corrupt("the file rows.redb is missing".into())),
-            Some(FORMAT) if !self.journal().try_exists()? => {
-                Err(OpenError::Corrupt("the file journal is missing".into()))
+            Some(FORMAT | FORMAT_2) if !rows => {
+                Err(OpenError::Corrupt("the file rows.redb is missing".into()))
             }
-            Some(FORMAT) => Ok(Content::Rows),
+            Some(FORMAT_2) if self.journals()[0].try_exists()? => {
+                File::create(&self.journals()[1])?.sync_all()?;
+                self.replace("format", FORMAT)?;
+                Ok(Content::Rows)
+            }
+            Some(FORMAT) if self.journals()[0].try_exists()? && self.journals()[1].try_exists()? => {
+                Ok(Content::Rows)
+            }
+            Some(FORMAT | FORMAT_2) => Err(OpenError::Corrupt("a file of the journal is missing".into())),
             Some(CREATING) => Ok(Content::Empty),
             Some(other) => Err(OpenError::Format(format!("the file format says {:?}", other.trim_end()))),
             None if rows => Err(OpenError::Format("there is a rows.redb, but no file format".into())),
@@ -78,15 +87,16 @@ impl Directory {
         self.path.join("rows.redb")
     }
 
-    /// Where the journal is.
-    pub(super) fn journal(&self) -> PathBuf {
-        self.path.join("journal")
+    /// Where the two files of the journal are.
+    pub(super) fn journals(&self) -> [PathBuf; 2] {
+        ["journal", "journal-2"].map(|name| self.path.join(name))
     }
 
     /// Begins a creation: whatever an interrupted one left is removed.
     pub(super) fn begin(&self) -> Result<(), OpenError> {
         self.replace("format", CREATING)?;
-        for left in [self.rows(), self.journal()] {
+        let [first, second] = self.journals();
+        for left in [self.rows(), first, second] {
             match fs::remove_file(left) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
                 _ => {}

@@ -10,8 +10,8 @@ use super::values;
 use crate::EntryPayload;
 use crate::rows::Partition;
 use crate::wakes::PENDING_MS;
+use bytes::Bytes;
 use chappe_protocol::time::{Millis, UnixMillis};
-use redb::ReadableTable;
 
 /// Due rows in one step.
 const DUE_MAX: usize = 64;
@@ -46,7 +46,7 @@ pub(super) fn step(tables: &mut Tables<'_>) -> Outcome<bool> {
     let mut more = pending(tables)?;
     let mut due = Vec::new();
     let until = keys::due_from(UnixMillis(tables.now.0.saturating_add(1)));
-    tables.rows().visit(&keys::due_from(UnixMillis(0)), &until, |key, _| {
+    tables.visit(&keys::due_from(UnixMillis(0)), &until, |key, _| {
         due.push(key.to_vec());
         Ok(due.len() < DUE_MAX)
     })?;
@@ -56,10 +56,11 @@ pub(super) fn step(tables: &mut Tables<'_>) -> Outcome<bool> {
         if bytes >= BYTES_MAX {
             return Ok(true);
         }
-        tables.remove(&key)?;
-        match keys::read_due(&key) {
+        let what = keys::read_due(&key);
+        tables.remove(key);
+        match what {
             Some(Mortal::Partition(of)) => bytes += partition(tables, of)?,
-            Some(Mortal::Payload(id)) => tables.remove(&keys::payload(id))?,
+            Some(Mortal::Payload(id)) => tables.remove(keys::payload(id)),
             None => {}
         }
     }
@@ -69,14 +70,15 @@ pub(super) fn step(tables: &mut Tables<'_>) -> Outcome<bool> {
 fn pending(tables: &mut Tables<'_>) -> Outcome<bool> {
     let first = tables.now.0.saturating_sub(PENDING_MS) / 60_000;
     let mut ended = Vec::new();
-    tables.rows().visit(&keys::pending_from(0), &keys::pending_from(first), |key, _| {
+    tables.visit(&keys::pending_from(0), &keys::pending_from(first), |key, _| {
         ended.push(key.to_vec());
         Ok(ended.len() < PENDING_MAX)
     })?;
-    for key in &ended {
-        tables.remove(key)?;
+    let more = ended.len() == PENDING_MAX;
+    for key in ended {
+        tables.remove(key);
     }
-    Ok(ended.len() == PENDING_MAX)
+    Ok(more)
 }
 
 /// Removes what has ended in a partition and notes when to look again; returns the bytes read.
@@ -88,35 +90,35 @@ fn partition(tables: &mut Tables<'_>, of: Partition) -> Outcome<usize> {
     let mut ended = Vec::new();
     let mut rewritten = Vec::new();
     // A damaged row stays where it is: whoever reads it is told.
-    for row in tables.rows().range(&from[..]..&to[..])? {
-        let (key, value) = row?;
-        bytes += value.value().len();
-        match values::read_id(value.value()) {
-            Ok((_, at)) if at + ID_MS <= now => ended.push(key.value().to_vec()),
+    tables.visit(&from, &to, |key, value| {
+        bytes += value.len();
+        match values::read_id(value) {
+            Ok((_, at)) if at + ID_MS <= now => ended.push(key.to_vec()),
             Ok((_, at)) => later(at + ID_MS),
             Err(values::Damaged) => {}
         }
-    }
+        Ok(true)
+    })?;
     let (from, to) = keys::slots(of);
-    for row in tables.rows().range(&from[..]..&to[..])? {
-        let (key, value) = row?;
-        bytes += value.value().len();
-        let Some(seq) = keys::seq_of_slot(key.value()) else { continue };
-        let Ok(slot) = values::read_slot(seq, value.value()) else { continue };
+    tables.visit(&from, &to, |key, value| {
+        bytes += value.len();
+        let Some(seq) = keys::seq_of_slot(key) else { return Ok(true) };
+        let Ok(slot) = values::read_slot(seq, value) else { return Ok(true) };
         if slot.payload_gone || matches!(slot.entry.payload, EntryPayload::Ref { .. }) {
-            continue;
+            return Ok(true);
         }
         if slot.entry.expires_at <= now {
-            rewritten.push((key.value().to_vec(), values::slot(&slot.entry, true, slot.lost)));
+            rewritten.push((key.to_vec(), values::slot(&slot.entry, true, slot.lost)));
         } else {
             later(slot.entry.expires_at);
         }
-    }
+        Ok(true)
+    })?;
     for key in ended {
-        tables.remove(&key)?;
+        tables.remove(key);
     }
     for (key, value) in rewritten {
-        tables.put(&key, &value)?;
+        tables.put(key, value);
     }
     let due = next.map(|next| due_at(next.max(now + AGAIN_MS)));
     note(tables, of, due)?;
@@ -126,10 +128,10 @@ fn partition(tables: &mut Tables<'_>, of: Partition) -> Outcome<usize> {
 /// Sets a partition's due time; the row of the old one is gone already or is replaced by the caller.
 fn note(tables: &mut Tables<'_>, of: Partition, due: Option<UnixMillis>) -> Outcome<()> {
     if let Some(due) = due {
-        tables.put(&keys::due(due, Mortal::Partition(of)), &[])?;
+        tables.put(keys::due(due, Mortal::Partition(of)), Bytes::new());
     }
-    if let Some((head, _)) = tables.rows().head_and_due(of)? {
-        tables.put_head(of, head, due.unwrap_or_default())?;
+    if let Some((head, _)) = tables.head_and_due(of)? {
+        tables.put_head(of, head, due.unwrap_or_default());
     }
     Ok(())
 }

@@ -20,13 +20,13 @@ pub(super) fn abort_on_failed_sync() -> SyncFailed {
     })
 }
 
-/// The two files of a store; tests bring their own.
+/// The files of a store; tests bring their own.
 #[derive(Debug, Clone)]
 pub struct Layer {
     /// The pages of the database.
     pub rows: Arc<dyn StorageBackend>,
-    /// The journal beneath them.
-    pub journal: Arc<dyn StorageBackend>,
+    /// The journal beneath them: while the batches in one file go into the pages, the next ones are written to the other.
+    pub journals: [Arc<dyn StorageBackend>; 2],
 }
 
 /// The file on the disk.

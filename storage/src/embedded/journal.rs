@@ -2,8 +2,9 @@
 //! **Invariant:** records that were synced stand in a row from the start of the file, numbered without a gap; whatever else
 //! the file holds is never taken for one of them.
 //!
-//! A batch changes many pages in many places; as a record it is one sequential write and one `fdatasync`. The pages follow
-//! in a checkpoint, after which the journal begins at the start of its file again, over the old records. A record:
+//! A batch changes many pages in many places; as a record it is one sequential write and one `fdatasync`. The journal has two
+//! files: while the batches in one of them go into the pages, the next ones are written to the other, from its start, over the old
+//! records. A record:
 //!
 //! | bytes | holds |
 //! |--:|---|
@@ -46,7 +47,7 @@ pub(super) enum Change<'a> {
 }
 
 /// The changes of the running batch.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Record(Vec<u8>);
 
 impl Record {
@@ -101,27 +102,34 @@ impl From<io::Error> for ReplayError {
 
 /// An open journal.
 pub(super) struct Journal {
-    file: Guarded,
+    files: [Guarded; 2],
     key: Key,
-    /// Where the next record goes.
+    /// The file that is written to.
+    current: usize,
+    /// Where the next record goes in it.
     position: u64,
+    /// The last batch in each of them.
+    last: [u64; 2],
     /// Kept between batches.
     buffer: Vec<u8>,
 }
 
 impl Journal {
-    pub(super) fn new(file: Guarded, key: Key) -> Self {
-        Self { file, key, position: 0, buffer: Vec::new() }
+    pub(super) fn new(files: [Guarded; 2], key: Key) -> Self {
+        Self { files, key, current: 0, position: 0, last: [0; 2], buffer: Vec::new() }
     }
 
-    /// Bytes from the start to the next record.
+    /// Bytes in the present file.
     pub(super) fn len(&self) -> u64 {
         self.position
     }
 
-    /// All records are in the pages, and the pages are synced.
-    pub(super) fn restart(&mut self) {
-        self.position = 0;
+    /// Goes on in the other file, if everything in it is in the pages, which hold the batches up to `in_pages` for good.
+    pub(super) fn turn(&mut self, in_pages: u64) {
+        let other = 1 - self.current;
+        if self.last[other] <= in_pages {
+            (self.current, self.position) = (other, 0);
+        }
     }
 
     /// An empty record.
@@ -144,9 +152,11 @@ impl Journal {
         bytes[SAID + 8..HEAD].copy_from_slice(&tag);
         let tag = self.tag(number, &bytes[..SAID]);
         bytes[SAID..SAID + 8].copy_from_slice(&tag[..8]);
-        self.file.write(self.position, &bytes)?;
-        self.file.sync_data()?;
+        let file = &self.files[self.current];
+        file.write(self.position, &bytes)?;
+        file.sync_data()?;
         self.position = (self.position + bytes.len() as u64).next_multiple_of(ALIGN);
+        self.last[self.current] = number;
         if bytes.capacity() <= KEPT_MAX {
             self.buffer = bytes;
         }
@@ -155,7 +165,7 @@ impl Journal {
 
     /// Syncs what another process may have left unsynced.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.files.iter().try_for_each(StorageBackend::sync_data)
     }
 
     fn tag(&self, number: u64, bytes: &[u8]) -> [u8; 16] {
@@ -171,47 +181,72 @@ impl Journal {
         batch: u64,
         mut apply: impl FnMut(Change<'_>) -> Result<(), redb::StorageError>,
     ) -> Result<u64, ReplayError> {
-        let end = self.file.len()?;
-        let mut last = None;
-        self.position = 0;
-        while let Some((number, changes)) = self.record_at(self.position, end)? {
-            match last {
-                None if number > batch + 1 => {
-                    return Err(ReplayError::Damaged("rows.redb is older than its journal"));
-                }
-                Some(last) if number != last + 1 => break,
-                None | Some(_) => last = Some(number),
+        let mut firsts = Vec::new();
+        for file in 0..self.files.len() {
+            if let Some((number, _)) = self.record_at(file, 0)? {
+                firsts.push((number, file));
             }
-            if number > batch {
-                let mut rest = &changes[..];
-                while let Some(change) = next_change(&mut rest) {
-                    apply(change).map_err(ReplayError::Rows)?;
-                }
-            }
-            self.position = (self.position + (HEAD + changes.len()) as u64).next_multiple_of(ALIGN);
         }
-        let last = last.unwrap_or_default().max(batch);
+        firsts.sort_unstable();
+        let mut reached = batch;
+        let mut ends = [0; 2];
+        (self.current, self.position, self.last) = (0, 0, [0; 2]);
+        for (first, file) in firsts {
+            if first > reached + 1 {
+                return Err(ReplayError::Damaged(
+                    "rows.redb is older than its journal, or a part of that is missing",
+                ));
+            }
+            let mut expected = first;
+            while let Some((number, changes)) = self.record_at(file, ends[file])? {
+                // Older records are behind the last one.
+                if number != expected {
+                    break;
+                }
+                if number > reached {
+                    let mut rest = &changes[..];
+                    while let Some(change) = next_change(&mut rest) {
+                        apply(change).map_err(ReplayError::Rows)?;
+                    }
+                    (reached, self.current) = (number, file);
+                }
+                (expected, self.last[file]) = (number + 1, number);
+                ends[file] = (ends[file] + (HEAD + changes.len()) as u64).next_multiple_of(ALIGN);
+            }
+        }
         // A record is written after the one before was synced: whatever is behind a gap was answered, and so was the gap.
-        let mut at = self.position;
+        for (file, end) in ends.into_iter().enumerate() {
+            self.nothing_behind(file, end, reached)?;
+        }
+        if reached == batch {
+            self.last = [0; 2];
+        } else {
+            self.position = ends[self.current];
+        }
+        Ok(reached)
+    }
+
+    /// No record of a batch later than `reached` stands here or further behind.
+    fn nothing_behind(&self, file: usize, mut at: u64, reached: u64) -> Result<(), ReplayError> {
+        let end = self.files[file].len()?;
         while at < end {
-            if self.record_at(at, end)?.is_some_and(|(number, _)| number > last) {
+            if self.record_at(file, at)?.is_some_and(|(number, _)| number > reached) {
                 return Err(ReplayError::Damaged("a batch in the journal is damaged"));
             }
             at += ALIGN;
         }
-        if last == batch {
-            self.position = 0;
-        }
-        Ok(last)
+        Ok(())
     }
 
     /// The record that begins here, if one does.
-    fn record_at(&self, at: u64, end: u64) -> io::Result<Option<(u64, Vec<u8>)>> {
+    fn record_at(&self, file: usize, at: u64) -> io::Result<Option<(u64, Vec<u8>)>> {
+        let file = &self.files[file];
+        let end = file.len()?;
         let mut head = [0; HEAD];
         if at + HEAD as u64 > end {
             return Ok(None);
         }
-        self.file.read(at, &mut head)?;
+        file.read(at, &mut head)?;
         let number = u64::from_be_bytes(std::array::from_fn(|byte| head[4 + byte]));
         let length = u32::from_be_bytes(std::array::from_fn(|byte| head[12 + byte]));
         let known = head[..4] == MAGIC && head[SAID..SAID + 8] == self.tag(number, &head[..SAID])[..8];
@@ -219,7 +254,7 @@ impl Journal {
             return Ok(None);
         }
         let mut changes = vec![0; length as usize];
-        self.file.read(at + HEAD as u64, &mut changes)?;
+        file.read(at + HEAD as u64, &mut changes)?;
         Ok((head[SAID + 8..] == self.tag(number, &changes)).then_some((number, changes)))
     }
 }
@@ -235,8 +270,13 @@ mod tests {
         Arc::new(DiskFile::open(&tempfile::NamedTempFile::new().unwrap().into_temp_path(), true).unwrap())
     }
 
+    fn journal_of(files: &[Arc<dyn StorageBackend>; 2], key: u8) -> Journal {
+        let guarded = |file: &Arc<dyn StorageBackend>| Guarded::new(Arc::clone(file), true, Arc::new(|_| {}));
+        Journal::new(files.each_ref().map(guarded), [key; 32])
+    }
+
     fn journal(file: &Arc<dyn StorageBackend>, key: u8) -> Journal {
-        Journal::new(Guarded::new(Arc::clone(file), true, Arc::new(|_| {})), [key; 32])
+        journal_of(&[Arc::clone(file), self::file()], key)
     }
 
     fn append(journal: &mut Journal, number: u64, value: &[u8]) {
@@ -279,12 +319,70 @@ mod tests {
         let file = file();
         let mut journal = journal(&file, 1);
         (2..=9).for_each(|number| append(&mut journal, number, b"old"));
-        journal.restart();
+        assert_eq!(replay(&mut journal, 9).unwrap(), (9, vec![]));
+        assert_eq!(journal.len(), 0, "everything is in the pages");
         append(&mut journal, 10, b"new");
         append(&mut journal, 11, b"new");
         assert_eq!(replay(&mut journal, 9).unwrap(), (11, vec![10, 11]));
         assert_eq!(replay(&mut journal, 11).unwrap(), (11, vec![]));
         assert_eq!(journal.len(), 0, "everything is in the pages");
+    }
+
+    #[test]
+    fn the_files_take_turns_and_only_what_is_in_the_pages_is_written_over() {
+        let files = [file(), file()];
+        let mut first = journal_of(&files, 1);
+        (1..=5).for_each(|number| append(&mut first, number, b"a"));
+        first.turn(0);
+        (6..=9).for_each(|number| append(&mut first, number, b"b"));
+        first.turn(4);
+        assert_ne!(first.len(), 0, "batch 5 is not in the pages");
+        append(&mut first, 10, b"b");
+        first.turn(5);
+        assert_eq!(first.len(), 0);
+        append(&mut first, 11, b"c");
+        let all: Vec<u64> = (6..=11).collect();
+        for in_pages in 5..=11 {
+            let mut second = journal_of(&files, 1);
+            let lacking = all.iter().copied().filter(|number| *number > in_pages).collect();
+            assert_eq!(replay(&mut second, in_pages).unwrap(), (11, lacking));
+            assert_eq!(second.len(), if in_pages == 11 { 0 } else { ALIGN }, "behind 11");
+        }
+        assert!(
+            matches!(replay(&mut journal_of(&files, 1), 4), Err(ReplayError::Damaged(_))),
+            "5 is nowhere"
+        );
+        // The process that comes next must not turn to the file whose batches are in the journal alone.
+        let mut second = journal_of(&files, 1);
+        replay(&mut second, 8).unwrap();
+        second.turn(8);
+        assert_ne!(second.len(), 0);
+        append(&mut second, 12, b"d");
+        assert_eq!(replay(&mut journal_of(&files, 1), 5).unwrap(), (12, (6..=12).collect()));
+    }
+
+    #[test]
+    fn a_turn_that_was_torn_is_no_damage_and_a_lost_first_record_is() {
+        let files = [file(), file()];
+        let mut first = journal_of(&files, 1);
+        (1..=5).for_each(|number| append(&mut first, number, b"a"));
+        first.turn(0);
+        append(&mut first, 6, b"b");
+        // The first record of the second file was not written to its end.
+        files[1].write(SAID as u64 + 8, &[0xff]).unwrap();
+        assert_eq!(replay(&mut journal_of(&files, 1), 0).unwrap(), (5, (1..=5).collect()));
+        let mut second = journal_of(&files, 1);
+        replay(&mut second, 0).unwrap();
+        append(&mut second, 6, b"again");
+        assert_eq!(replay(&mut journal_of(&files, 1), 0).unwrap(), (6, (1..=6).collect()));
+        // With another behind it, it was answered.
+        let mut third = journal_of(&files, 1);
+        replay(&mut third, 0).unwrap();
+        third.turn(6);
+        append(&mut third, 7, b"c");
+        append(&mut third, 8, b"c");
+        files[1].write(SAID as u64 + 8, &[0xff]).unwrap();
+        assert!(matches!(replay(&mut journal_of(&files, 1), 0), Err(ReplayError::Damaged(_))));
     }
 
     #[test]

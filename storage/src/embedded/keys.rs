@@ -35,6 +35,13 @@ const PAYLOAD: u8 = b'p';
 const SWEPT: u8 = b's';
 const USER: u8 = b'u';
 
+/// The range that holds this key alone.
+pub(super) fn alone(key: Vec<u8>) -> (Vec<u8>, Vec<u8>) {
+    let mut behind = key.clone();
+    behind.push(0);
+    (key, behind)
+}
+
 /// The incarnation of the data.
 pub(super) const INCARNATION: &[u8] = &[META, 0];
 /// The secret under the journal's tags.

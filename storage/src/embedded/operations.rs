@@ -49,13 +49,12 @@ impl Rows for EmbeddedRows {
         _serial: bool,
     ) -> Result<Vec<SlotRow>> {
         let now = self.now();
-        self.read_aside(move |rows| {
-            let (from, to) = keys::slots_behind(partition, after);
+        if after == Seq::MAX || rows_max == 0 {
+            return Ok(Vec::new());
+        }
+        self.read_aside(keys::slots_behind(partition, after), move |rows, from, to| {
             let (mut slots, mut bytes) = (Vec::new(), 0);
-            if after == Seq::MAX || rows_max == 0 {
-                return Ok(slots);
-            }
-            rows.visit(&from, &to, |key, value| {
+            rows.visit(from, to, |key, value| {
                 // A damaged row is as good as none: the log looks into the hole and tells that the slot is lost.
                 let Ok(mut slot) = values::read_slot(keys::seq_of_slot(key).ok_or(Damaged)?, value) else {
                     tracing::error!("a slot's row in the data directory is damaged");
@@ -93,8 +92,8 @@ impl Rows for EmbeddedRows {
 
     async fn raise_hint(&self, mailbox: MailboxId, bucket: Bucket) -> Result<()> {
         self.write(0, move |tables| {
-            if bucket > tables.rows().read_hint(mailbox)? {
-                tables.put(&keys::hint(mailbox), &values::number(bucket.0))?;
+            if bucket > tables.read_hint(mailbox)? {
+                tables.put(keys::hint(mailbox), values::number(bucket.0));
             }
             Ok(())
         })
@@ -107,11 +106,11 @@ impl Rows for EmbeddedRows {
 
     async fn raise_floor(&self, mailbox: MailboxId, floor: Floor) -> Result<Floor> {
         self.write(0, move |tables| {
-            let stored = tables.rows().read_floor(mailbox)?;
+            let stored = tables.read_floor(mailbox)?;
             if floor.bucket <= stored.bucket {
                 return Ok(stored);
             }
-            tables.put(&keys::floor(mailbox), &values::floor(floor))?;
+            tables.put(keys::floor(mailbox), values::floor(floor));
             Ok(floor)
         })
         .await
@@ -124,8 +123,8 @@ impl Rows for EmbeddedRows {
     async fn raise_cursor(&self, mailbox: MailboxId, device: &DeviceId, seq: Seq) -> Result<()> {
         let device = device.clone();
         self.write(0, move |tables| {
-            if seq > tables.rows().read_cursor(mailbox, &device)? {
-                tables.put(&keys::cursor(mailbox, &device), &values::number(seq.0))?;
+            if seq > tables.read_cursor(mailbox, &device)? {
+                tables.put(keys::cursor(mailbox, &device), values::number(seq.0));
             }
             Ok(())
         })
@@ -143,13 +142,13 @@ impl Rows for EmbeddedRows {
     async fn create_device(&self, mailbox: MailboxId, device: &DeviceId, since: Seq) -> Result<Device> {
         let device = device.clone();
         self.write(0, move |tables| {
-            if let Some((stored, _)) = tables.rows().read_device(mailbox, &device)? {
+            if let Some((stored, _)) = tables.read_device(mailbox, &device)? {
                 return Ok(stored);
             }
             let (epoch, connection) = (Epoch::default(), ConnectionId::default());
             let fresh = Device { device, since, revoked: false, epoch, connection };
             tables.raise_device_version(mailbox)?;
-            tables.put_device(mailbox, &fresh, tables.now)?;
+            tables.put_device(mailbox, &fresh, tables.now);
             Ok(fresh)
         })
         .await
@@ -164,11 +163,11 @@ impl Rows for EmbeddedRows {
     ) -> Result<()> {
         let device = device.clone();
         self.write(0, move |tables| {
-            let Some((stored, _)) = tables.rows().read_device(mailbox, &device)? else {
+            let Some((stored, _)) = tables.read_device(mailbox, &device)? else {
                 return Err(Failure::Refused(StoreError::Invalid("no such device")));
             };
             if (epoch, connection) > (stored.epoch, stored.connection) {
-                tables.put_device(mailbox, &Device { epoch, connection, ..stored }, tables.now)?;
+                tables.put_device(mailbox, &Device { epoch, connection, ..stored }, tables.now);
             }
             Ok(())
         })
@@ -178,11 +177,11 @@ impl Rows for EmbeddedRows {
     async fn revoke(&self, mailbox: MailboxId, device: &DeviceId) -> Result<()> {
         let device = device.clone();
         self.write(0, move |tables| {
-            let stored = tables.rows().read_device(mailbox, &device)?;
+            let stored = tables.read_device(mailbox, &device)?;
             if let Some((device, written)) = stored.filter(|(device, _)| !device.revoked) {
                 tables.raise_device_version(mailbox)?;
-                tables.remove(&keys::push(mailbox, &device.device))?;
-                tables.put_device(mailbox, &Device { revoked: true, ..device }, written)?;
+                tables.remove(keys::push(mailbox, &device.device));
+                tables.put_device(mailbox, &Device { revoked: true, ..device }, written);
             }
             Ok(())
         })
@@ -221,7 +220,8 @@ impl Rows for EmbeddedRows {
             tables.remove_range(&from, &to)?;
             let (from, to) = keys::pushes_and_wakes(mailbox);
             tables.remove_range(&from, &to)?;
-            tables.remove(&keys::device_version(mailbox))
+            tables.remove(keys::device_version(mailbox));
+            Ok(())
         })
         .await
     }
@@ -233,11 +233,11 @@ impl Rows for EmbeddedRows {
     async fn create_user(&self, user: &UserId, mailbox: MailboxId) -> Result<User> {
         let name = user.clone();
         self.write(0, move |tables| {
-            if let Some(stored) = tables.rows().read_user(&name)?.filter(|stored| !stored.erased) {
+            if let Some(stored) = tables.read_user(&name)?.filter(|stored| !stored.erased) {
                 return Ok(stored);
             }
             let fresh = User { mailbox, erased: false };
-            tables.put(&keys::user(&name), &values::user(fresh))?;
+            tables.put(keys::user(&name), values::user(fresh));
             Ok(fresh)
         })
         .await
@@ -246,9 +246,9 @@ impl Rows for EmbeddedRows {
     async fn mark_erased(&self, user: &UserId, mailbox: MailboxId) -> Result<()> {
         let name = user.clone();
         self.write(0, move |tables| {
-            let stored = tables.rows().read_user(&name)?;
+            let stored = tables.read_user(&name)?;
             if let Some(stored) = stored.filter(|stored| stored.mailbox == mailbox) {
-                tables.put(&keys::user(&name), &values::user(User { erased: true, ..stored }))?;
+                tables.put(keys::user(&name), values::user(User { erased: true, ..stored }));
             }
             Ok(())
         })
@@ -258,19 +258,20 @@ impl Rows for EmbeddedRows {
     async fn put_payload(&self, id: PayloadId, bytes: Bytes, expires_at: UnixMillis) -> Result<()> {
         self.write(bytes.len(), move |tables| {
             let key = keys::payload(id);
-            if tables.rows().row(&key, |_| Ok(()))?.is_some() {
+            if tables.row(&key, |_| Ok(()))?.is_some() {
                 return Ok(());
             }
-            tables.put(&keys::due(due_at(expires_at), Mortal::Payload(id)), &[])?;
-            tables.put(&key, &values::payload(expires_at, &bytes))
+            tables.put(keys::due(due_at(expires_at), Mortal::Payload(id)), Bytes::new());
+            tables.put(key, values::payload(expires_at, &bytes));
+            Ok(())
         })
         .await
     }
 
     async fn payload(&self, id: PayloadId) -> Result<Option<Bytes>> {
         let now = self.now();
-        self.read_aside(move |rows| {
-            let found = match rows.row(&keys::payload(id), values::read_payload) {
+        self.read_aside(keys::alone(keys::payload(id)), move |rows, key, _| {
+            let found = match rows.row(key, values::read_payload) {
                 Err(Failure::Damaged) => {
                     tracing::error!("a payload in the data directory is damaged");
                     None
@@ -283,7 +284,11 @@ impl Rows for EmbeddedRows {
     }
 
     async fn delete_payload(&self, id: PayloadId) -> Result<()> {
-        self.write(0, move |tables| tables.remove(&keys::payload(id))).await
+        self.write(0, move |tables| {
+            tables.remove(keys::payload(id));
+            Ok(())
+        })
+        .await
     }
 
     /// Answered before it is durable. What a note must guarantee is that no append behind it becomes durable without it, and
@@ -299,7 +304,7 @@ impl Rows for EmbeddedRows {
                 return Ok(());
             }
         }
-        self.write(0, move |tables| tables.put(&keys::pending(minute, mailbox), &[])).await
+        self.note_in(mailbox, minute).await
     }
 
     async fn add_pending_at(&self, mailbox: MailboxId, at: UnixMillis) -> Result<()> {

@@ -21,11 +21,11 @@ impl EmbeddedRows {
     pub(super) async fn put_push(&self, mailbox: MailboxId, device: &DeviceId, push: Bytes) -> Result<bool> {
         let device = device.clone();
         self.write(push.len(), move |tables| {
-            let stored = tables.rows().read_device(mailbox, &device)?;
+            let stored = tables.read_device(mailbox, &device)?;
             if stored.is_none_or(|(device, _)| device.revoked) {
                 return Ok(false);
             }
-            tables.put(&keys::push(mailbox, &device), &values::push(&push))?;
+            tables.put(keys::push(mailbox, &device), values::push(&push));
             Ok(true)
         })
         .await
@@ -40,13 +40,13 @@ impl EmbeddedRows {
     ) -> Result<bool> {
         let (device, old) = (device.clone(), old.clone());
         self.write(new.as_ref().map_or(0, Bytes::len), move |tables| {
-            if tables.rows().read_push(mailbox, &device)?.as_ref() != Some(&old) {
+            if tables.read_push(mailbox, &device)?.as_ref() != Some(&old) {
                 return Ok(false);
             }
             let key = keys::push(mailbox, &device);
             match new {
-                Some(new) => tables.put(&key, &values::push(&new))?,
-                None => tables.remove(&key)?,
+                Some(new) => tables.put(key, values::push(&new)),
+                None => tables.remove(key),
             }
             Ok(true)
         })
@@ -57,8 +57,8 @@ impl EmbeddedRows {
         woken.stamp()?;
         let device = device.clone();
         self.write(0, move |tables| {
-            if Some(woken) > tables.rows().read_woken(mailbox, &device)? {
-                tables.put(&keys::woken(mailbox, &device), &values::woken(woken))?;
+            if Some(woken) > tables.read_woken(mailbox, &device)? {
+                tables.put(keys::woken(mailbox, &device), values::woken(woken));
             }
             Ok(())
         })
@@ -68,7 +68,15 @@ impl EmbeddedRows {
     /// Durable when answered, unlike a note of the present: nobody writes behind it.
     pub(super) async fn note_at(&self, mailbox: MailboxId, at: UnixMillis) -> Result<()> {
         let minute = note_minute(at, self.now());
-        self.write(0, move |tables| tables.put(&keys::pending(minute, mailbox), &[])).await
+        self.note_in(mailbox, minute).await
+    }
+
+    pub(super) async fn note_in(&self, mailbox: MailboxId, minute: u64) -> Result<()> {
+        self.write(0, move |tables| {
+            tables.put(keys::pending(minute, mailbox), Bytes::new());
+            Ok(())
+        })
+        .await
     }
 
     pub(super) async fn noted_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {
@@ -80,9 +88,10 @@ impl EmbeddedRows {
         // The notes before the rows: a note leaves the one after it came to the other.
         let come = (first, MailboxId::default())..(end, MailboxId::default());
         let waiting = self.shared.notes().range(come).map(|(_, mailbox)| *mailbox).collect();
-        self.read_aside(move |rows| {
+        let range = (keys::pending_from(first), keys::pending_from(end));
+        self.read_aside(range, move |rows, from, to| {
             let mut mailboxes: BTreeSet<MailboxId> = waiting;
-            rows.visit(&keys::pending_from(first), &keys::pending_from(end), |key, _| {
+            rows.visit(from, to, |key, _| {
                 mailboxes.insert(keys::read_pending(key).ok_or(Damaged)?.1);
                 Ok(true)
             })?;
@@ -93,8 +102,8 @@ impl EmbeddedRows {
 
     pub(super) async fn put_swept(&self, shard: u8, upto: UnixMillis) -> Result<()> {
         self.write(0, move |tables| {
-            if Some(upto) > tables.rows().read_swept(shard)? {
-                tables.put(&keys::swept(shard), &values::number(upto.0))?;
+            if Some(upto) > tables.read_swept(shard)? {
+                tables.put(keys::swept(shard), values::number(upto.0));
             }
             Ok(())
         })
@@ -110,10 +119,11 @@ impl EmbeddedRows {
         }
         // The notes before the rows: a note leaves the one after it came to the other.
         let waiting = self.shared.notes().range(first..).copied().collect();
-        self.read_aside(move |rows| {
+        let range = (keys::pending(first.0, first.1), keys::pending_from(end));
+        self.read_aside(range, move |rows, begin, end| {
             let mut notes: BTreeSet<(u64, MailboxId)> = waiting;
             let (mut looked_at, mut reached) = (0, None);
-            rows.visit(&keys::pending(first.0, first.1), &keys::pending_from(end), |key, _| {
+            rows.visit(begin, end, |key, _| {
                 let note = keys::read_pending(key).ok_or(Damaged)?;
                 looked_at += 1;
                 if looked_at > LOOKED_AT_MAX {

@@ -11,25 +11,25 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 const SECTOR: usize = 512;
 
-/// The contents of the two files of a store.
+/// The contents of the files of a store.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Image {
     pub(crate) rows: Vec<u8>,
-    pub(crate) journal: Vec<u8>,
+    pub(crate) journals: [Vec<u8>; 2],
 }
 
-/// One of the two.
+/// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
     Rows,
-    Journal,
+    Journal(usize),
 }
 
 impl Image {
     fn of(&mut self, which: Which) -> &mut Vec<u8> {
         match which {
             Which::Rows => &mut self.rows,
-            Which::Journal => &mut self.journal,
+            Which::Journal(which) => &mut self.journals[which],
         }
     }
 
@@ -72,7 +72,7 @@ struct State {
     rng: SmallRng,
 }
 
-/// A disk with the two files of a store.
+/// A disk with the files of a store.
 #[derive(Debug)]
 pub(crate) struct SimDisk(Mutex<State>);
 
@@ -106,7 +106,7 @@ impl SimDisk {
     /// Its files, as a store opens them.
     pub(crate) fn layer(self: &Arc<Self>) -> Layer {
         let file = |which| Arc::new(SimFile { disk: Arc::clone(self), which });
-        Layer { rows: file(Which::Rows), journal: file(Which::Journal) }
+        Layer { rows: file(Which::Rows), journals: [file(Which::Journal(0)), file(Which::Journal(1))] }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
