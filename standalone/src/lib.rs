@@ -13,5 +13,6 @@ pub mod pushing;
 pub mod schema;
 pub mod serve;
 pub mod status;
+pub mod store_metrics;
 pub mod token;
 pub mod trace;

@@ -4,6 +4,7 @@ use crate::cluster::{Cluster, Doors};
 use crate::config::ServeConfig;
 use crate::development::DataDir;
 use crate::pushing::{self, Pushing};
+use crate::store_metrics::EmbeddedMetrics;
 use anyhow::{Context, Result};
 use chappe_gateway::listen::accepted;
 use chappe_gateway::quic::QuicDoor;
@@ -52,6 +53,8 @@ pub struct Server {
     resume_key: [u8; 32],
     push_keys: Arc<PushKeys>,
     pushing: Pushing,
+    /// The store, whose counters are metrics.
+    counted: (Arc<EmbeddedRows>, EmbeddedMetrics),
 }
 
 impl Server {
@@ -67,8 +70,9 @@ impl Server {
         let push_keys = config.push.open_or(Some(&data.push_key()))?;
         let push_keys = Arc::new(push_keys.context("there is no push key")?);
         let token = read_secret(&data.admin_token(), "data")?;
-        let store = open_store(&config, &data, &world)?;
+        let (rows, store) = open_store(&config, &data, &world)?;
         let registry = Registry::new();
+        let counted = (rows, EmbeddedMetrics::new(&registry)?);
         let cluster = Cluster::new(Arc::clone(&world), Arc::clone(&store), &registry, |local| local)?;
         let shared = pushing::Shared {
             world: &world,
@@ -101,6 +105,7 @@ impl Server {
             resume_key,
             push_keys,
             pushing,
+            counted,
         })
     }
 
@@ -129,6 +134,8 @@ impl Server {
             Arc::clone(&self.world),
             ended.clone(),
         ));
+        let (rows, counted) = self.counted;
+        background.spawn(counted.follow(rows, ended.clone()));
         if let Some(tls) = self.tls.clone() {
             let (reload, ended) = (signals.reload.clone(), ended.clone());
             background.spawn(async move { tls.watch(reload, ended).await });
@@ -178,13 +185,18 @@ fn admin_handler(pushing: chappe_pusher::operations::Operations, others: Operati
     })
 }
 
-fn open_store(config: &ServeConfig, data: &DataDir, world: &Arc<dyn World>) -> Result<Arc<dyn Store>> {
+/// The rows, and the log over them.
+fn open_store(
+    config: &ServeConfig,
+    data: &DataDir,
+    world: &Arc<dyn World>,
+) -> Result<(Arc<EmbeddedRows>, Arc<dyn Store>)> {
     let mut embedded = EmbeddedConfig::default();
     embedded.cache_bytes = config.store.cache_bytes();
     let rows = EmbeddedRows::open(&data.store(), Arc::clone(world), embedded)
         .map_err(|error| anyhow::anyhow!("{}: {error}", error.code()))?;
-    let log = config.quota.log();
-    Ok(Arc::new(SlotLog::new(Arc::new(rows), Arc::clone(world), log)))
+    let (rows, log) = (Arc::new(rows), config.quota.log());
+    Ok((Arc::clone(&rows), Arc::new(SlotLog::new(rows, Arc::clone(world), log))))
 }
 
 fn router_config(config: &ServeConfig) -> RouterConfig {

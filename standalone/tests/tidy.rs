@@ -213,6 +213,7 @@ fn registered() -> BTreeSet<String> {
         &chappe_storage::slotlog::LogStats::default(),
         true,
     );
+    chappe_standalone::store_metrics::EmbeddedMetrics::new(&registry).unwrap();
     let mut names: BTreeSet<String> =
         registry.gather().iter().map(|family| family.name().to_owned()).collect();
     let source = std::fs::read_to_string(root().join("gateway/src/metrics.rs")).unwrap();

@@ -20,12 +20,13 @@ use crate::error::{Result, StoreError};
 use chappe_protocol::time::Time;
 use chappe_protocol::world::World;
 use committer::{Committer, Pace, Queued, Write};
-use database::{Opened, Opener, Recipe, Shared};
+use database::{Opened, Opener, Recipe, Shared, count};
 use directory::{Content, Directory};
 pub use file::Layer;
 use file::{DiskFile, SyncFailed, abort_on_failed_sync};
 use pages::Pages;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -101,6 +102,21 @@ impl OpenError {
             Self::Io(_) => "data_dir_io",
         }
     }
+}
+
+/// What a store has done since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EmbeddedStats {
+    /// Reads of a few rows, where the caller runs.
+    pub reads: u64,
+    /// Reads of a range of rows or of a large one, on the blocking pool.
+    pub range_reads: u64,
+    /// Writes that were queued.
+    pub writes: u64,
+    /// Batches of writes, each journalled with one sync.
+    pub batches: u64,
+    /// Memtables taken into the pages.
+    pub checkpoints: u64,
 }
 
 /// The rows of one data directory. Dropping it writes out what waits, closes the file and frees the lock; it blocks for that long.
@@ -185,6 +201,7 @@ impl EmbeddedRows {
             pages: Pages::start(Arc::clone(&shared))?,
             in_pages: opened.in_pages,
             wanted: opened.in_pages,
+            wanted_at: Time::default(),
             opener,
             journal: opened.journal,
             journal_bytes_max: config.journal_bytes_max,
@@ -215,6 +232,19 @@ impl EmbeddedRows {
         })
     }
 
+    /// What it has done so far.
+    pub fn stats(&self) -> EmbeddedStats {
+        let counts = &self.shared.counts;
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        EmbeddedStats {
+            reads: of(&counts.reads),
+            range_reads: of(&counts.range_reads),
+            writes: of(&counts.writes),
+            batches: of(&counts.batches),
+            checkpoints: of(&counts.checkpoints),
+        }
+    }
+
     /// Queues a write in order, and waits until it is durable. `bytes`: what it will write.
     async fn write<T, F>(&self, bytes: usize, work: F) -> Result<T>
     where
@@ -232,6 +262,7 @@ impl EmbeddedRows {
             // There is room: each write holds at least `FLAT_BYTES` of the semaphore.
             queue.as_ref().ok_or_else(closing)?.try_send(queued).map_err(|_| closing())?;
         }
+        count(&self.shared.counts.writes);
         // The committer died with the write: nobody knows.
         answer.await.unwrap_or_else(|_| Err(StoreError::Unknown("the store ended".into())))
     }

@@ -155,20 +155,28 @@ impl Chart<'_> {
 
     fn legend(&self) -> String {
         let of = |line: &Line| format!(" <span class=\"key {}\">{}</span>", line.class, line.name);
-        self.lines.iter().filter(|line| !line.points.is_empty()).map(of).collect()
+        let named = |line: &&Line| !line.points.is_empty() && !line.name.is_empty();
+        self.lines.iter().filter(named).map(of).collect()
     }
 
     fn grid(&self, axes: &Axes, svg: &mut String) {
+        let mut told = String::new();
         for mark in axes.marks_y() {
             let y = axes.place_y(mark);
+            let text = (self.y)(mark).replace(".00 ", " ").replace(".0 ", " ");
+            // Values that are told alike, such as 0.25 and 0.4 of a whole, are told once.
+            let text = if text == told { String::new() } else { text };
             let _ = write!(
                 svg,
                 "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/><text class=\"end\" x=\"{}\" y=\"{:.1}\">{}</text>",
                 WIDTH - RIGHT,
                 LEFT - 8.0,
                 y + 4.0,
-                (self.y)(mark).replace(".00 ", " ").replace(".0 ", " ")
+                text
             );
+            if !text.is_empty() {
+                told = text;
+            }
         }
         let even = || (0..=6).map(|n| axes.x.0 + (axes.x.1 - axes.x.0) * f64::from(n) / 6.0).collect();
         let marks: Vec<f64> = if self.marks.is_empty() { even() } else { self.marks.clone() };
@@ -206,6 +214,26 @@ mod tests {
         assert!(svg.contains("points=\"66.0,194.0 186.5,57.5 548.0,112.1\""), "{svg}");
         assert!(svg.contains(">200<") && svg.contains("sent 150 at 1 s") && svg.contains("kill &lt;b&gt;"));
         assert_eq!(chart(vec![Line { name: "none", class: 'a', points: vec![] }], Scale::Linear), "");
+    }
+
+    #[test]
+    fn a_line_without_a_name_has_no_key_and_no_mark_is_told_twice() {
+        let line = |name| Line { name, class: 'a', points: vec![(0.0, 0.0), (1.0, 0.9)] };
+        let whole = |y: f64| format!("{y:.0} pieces");
+        let svg = Chart {
+            title: "Small",
+            lines: vec![line("")],
+            shades: &[],
+            scale: Scale::Linear,
+            x: |x| format!("{x} s"),
+            y: whole,
+            marks: vec![],
+        }
+        .svg();
+        assert!(!svg.contains("class=\"key"), "{svg}");
+        assert_eq!(svg.matches(">0 pieces<").count(), 1, "{svg}");
+        assert_eq!(svg.matches(">1 pieces<").count(), 1, "{svg}");
+        assert!(chart(vec![line("sent")], Scale::Linear).contains("class=\"key a\">sent<"));
     }
 
     #[test]

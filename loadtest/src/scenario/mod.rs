@@ -73,6 +73,9 @@ pub struct Traffic {
     pub receivers: u32,
     /// Every submit goes to all of `receivers`.
     pub group: bool,
+    /// The users write in turn, each to the next: after as many submits as there are users, each has received one. Then nothing else
+    /// of `traffic` is used.
+    pub in_turn: bool,
     /// Of 100 submits, how many go to several people; 0.
     pub fan_out_percent: u8,
     /// To how many; 5.
@@ -81,7 +84,7 @@ pub struct Traffic {
 
 impl Default for Traffic {
     fn default() -> Self {
-        Self { senders: 0, receivers: 0, group: false, fan_out_percent: 0, fan_out: 5 }
+        Self { senders: 0, receivers: 0, group: false, in_turn: false, fan_out_percent: 0, fan_out: 5 }
     }
 }
 

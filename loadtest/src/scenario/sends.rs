@@ -64,8 +64,15 @@ impl Iterator for Sends<'_> {
             return None;
         }
         let at = self.scenario.due(self.number);
+        let number = self.number;
         self.number += 1;
         let (users, traffic) = (self.scenario.users, &self.scenario.traffic);
+        if traffic.in_turn {
+            let place = |number: u64| u32::try_from(number % u64::from(users.max(1))).unwrap_or_default();
+            let (sender, next) = (place(number), place(number + 1));
+            let targets = if next == sender { Vec::new() } else { vec![next] };
+            return Some(Send { at, sender, targets });
+        }
         let all = |some: u32| if some == 0 { users } else { some };
         let (senders, receivers) = (all(traffic.senders), all(traffic.receivers));
         let sender = self.random.random_range(0..senders);

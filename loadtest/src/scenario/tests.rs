@@ -46,6 +46,26 @@ fn senders_and_receivers_are_those_that_were_named() {
 }
 
 #[test]
+fn in_turn_everybody_writes_once_and_receives_once_before_anybody_does_again() {
+    let traffic = Traffic { in_turn: true, fan_out_percent: 100, ..Traffic::default() };
+    let scenario = Scenario { users: 7, rate: 7, duration: Duration::from_secs(3), traffic, ..five() };
+    let sends: Vec<Send> = scenario.sends().collect();
+    assert_eq!(sends.len(), 21);
+    for round in sends.chunks(7) {
+        for all in [
+            round.iter().map(|send| send.sender).collect::<Vec<_>>(),
+            round.iter().flat_map(|send| send.targets.clone()).collect(),
+        ] {
+            let distinct: std::collections::BTreeSet<u32> = all.iter().copied().collect();
+            assert_eq!((all.len(), distinct.len()), (7, 7), "{all:?}");
+        }
+        assert!(round.iter().all(|send| !send.targets.contains(&send.sender)));
+    }
+    let alone = Scenario { users: 1, ..scenario };
+    assert!(alone.sends().all(|send| send.targets.is_empty()));
+}
+
+#[test]
 fn a_rate_that_grows_does_so_evenly() {
     let ramp = Scenario { rate: 100, rate_end: Some(300), ..Scenario::default() };
     assert_eq!(ramp.sends_total(), 2000);

@@ -1,7 +1,7 @@
 //! The one thread that judges and journals: it takes what waits, applies it in order, journals it with one sync, then answers all.
 //! **Invariant:** a caller is told `Ok` after the sync of its batch, `Unavailable` only if its batch is certainly not in the file.
 
-use super::database::{Opened, Opener, Shared};
+use super::database::{Opened, Opener, Shared, count};
 use super::expiry;
 use super::journal::Journal;
 use super::keys;
@@ -126,6 +126,8 @@ pub(super) struct Committer {
     /// The last batch that the pages hold for good, and the last that they are to hold.
     pub(super) in_pages: u64,
     pub(super) wanted: u64,
+    /// When that was asked for.
+    pub(super) wanted_at: Time,
     pub(super) journal: Journal,
     pub(super) journal_bytes_max: u64,
     pub(super) queue: Receiver<Queued>,
@@ -222,12 +224,12 @@ impl Committer {
 
     /// Whether there is room for another batch; has the pages written if it is time. Waits for them only if nothing else is left.
     fn has_room(&mut self, now: Time) -> bool {
+        if self.pages.has_failed() {
+            self.write_pages(now);
+        }
         let fill = self.shared.memtables().fill();
         let full = fill >= Fill::Full || self.journal.len() >= self.journal_bytes_max / 2;
         let over = fill >= Fill::Over || self.journal.len() >= self.journal_bytes_max;
-        if self.pages.has_failed() {
-            return self.write_pages(now) || !over;
-        }
         if !full || (self.pages.is_busy() && !over) {
             return true;
         }
@@ -236,21 +238,24 @@ impl Committer {
     }
 
     /// A checkpoint: waits for the one before, has everything that came since taken into the pages, and goes on in the other file
-    /// of the journal once that is free.
+    /// of the journal once that is free. `false`: the one before has failed, and everything was opened again.
     fn write_pages(&mut self, now: Time) -> bool {
         match self.pages.settle() {
             Ok(()) => {
-                self.in_pages = self.wanted;
-                self.checkpoint = Pace::default();
+                if self.in_pages < self.wanted {
+                    (self.in_pages, self.checkpoint) = (self.wanted, Pace::default());
+                }
                 self.shared.memtables_mut().freeze();
                 self.wanted = self.batch;
+                self.wanted_at = now;
                 self.pages.write(self.batch);
                 self.journal.turn(self.in_pages);
                 true
             }
             Err(error) => {
                 tracing::error!(error, "the pages could not be written: the journal keeps what they lack");
-                self.checkpoint.failed(now);
+                // It may have been found out late: what counts is when it was tried.
+                self.checkpoint.failed(self.wanted_at);
                 self.shared.close();
                 self.open_again(now);
                 false
@@ -305,6 +310,7 @@ impl Committer {
         journaled.map_err(|error| Failed::Refused(error.to_string()))?;
         self.batch += 1;
         self.shared.memtables_mut().commit(written);
+        count(&self.shared.counts.batches);
         if look && !more {
             self.expiry_at = self.shared.world.now() + EXPIRY_MS;
         }

@@ -16,6 +16,7 @@ use redb::{
 };
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Pending notes `(minute, mailbox)` that no committed batch holds yet.
@@ -29,6 +30,22 @@ pub(super) struct Shared {
     /// What the pages lack. Locked before the pages are looked at, so that nothing falls between the two.
     memtables: RwLock<Memtables>,
     notes: Mutex<Notes>,
+    pub(super) counts: Counts,
+}
+
+/// What has been done since the store was opened.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) reads: AtomicU64,
+    pub(super) range_reads: AtomicU64,
+    pub(super) writes: AtomicU64,
+    pub(super) batches: AtomicU64,
+    pub(super) checkpoints: AtomicU64,
+}
+
+/// One more of something.
+pub(super) fn count(what: &AtomicU64) {
+    what.fetch_add(1, Ordering::Relaxed);
 }
 
 impl Shared {
@@ -38,6 +55,7 @@ impl Shared {
             database: RwLock::new(Some(database)),
             memtables: RwLock::default(),
             notes: Mutex::default(),
+            counts: Counts::default(),
         }
     }
 
@@ -105,11 +123,13 @@ impl Shared {
             transaction.commit()?;
         }
         self.memtables_mut().thaw();
+        count(&self.counts.checkpoints);
         Ok(())
     }
 
     /// Reads a consistent state of all rows; short, since no batch is committed meanwhile.
     pub(super) fn read<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> Outcome<T>) -> Result<T> {
+        count(&self.counts.reads);
         Self::caught(|| {
             let snapshot = self.snapshot()?;
             read(&snapshot).map_err(refusal)
@@ -122,6 +142,7 @@ impl Shared {
         (from, to): (&[u8], &[u8]),
         read: impl FnOnce(&Snapshot<'_>) -> Outcome<T>,
     ) -> Result<T> {
+        count(&self.counts.range_reads);
         Self::caught(|| {
             let snapshot = {
                 let memtables = self.memtables();
@@ -232,7 +253,7 @@ impl Recipe {
         let database = redb::Builder::new()
             .set_cache_size(self.cache_bytes)
             .set_check_integrity_on_open(true)
-            .create_with_backend(self.guarded(Arc::clone(&layer.rows)))
+            .create_with_backend(self.guarded(Arc::clone(&layer.rows)).paced())
             .map_err(|error| open_error(&error))?;
         let corrupt = |error: &dyn std::fmt::Display| OpenError::Corrupt(error.to_string());
         let (incarnation, key, batch) = {

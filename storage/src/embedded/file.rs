@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What happens when the disk fails to sync. Never returns in production: what the kernel dropped after a failed
 /// `fdatasync` cannot be written again (<https://wiki.postgresql.org/wiki/Fsync_Errors>), so the next start reads the truth.
@@ -62,17 +63,27 @@ impl StorageBackend for DiskFile {
     }
 }
 
+/// Bytes of pages that are written between two syncs: the journal's syncs share the disk with them, and wait for no more than this.
+const PACE_BYTES: usize = 1 << 20;
+
 /// A file whose failed sync has consequences.
 pub(super) struct Guarded {
     file: Arc<dyn StorageBackend>,
     sync: bool,
     on_failed_sync: SyncFailed,
+    /// Bytes written since the last sync, if those are bounded.
+    unsynced: Option<AtomicUsize>,
 }
 
 impl Guarded {
     /// `sync: false` leaves the syncs out and exists for the benchmark and for a test that must then lose entries.
     pub(super) fn new(file: Arc<dyn StorageBackend>, sync: bool, on_failed_sync: SyncFailed) -> Self {
-        Self { file, sync, on_failed_sync }
+        Self { file, sync, on_failed_sync, unsynced: None }
+    }
+
+    /// The same, synced after each [`PACE_BYTES`] that were written.
+    pub(super) fn paced(self) -> Self {
+        Self { unsynced: Some(AtomicUsize::new(0)), ..self }
     }
 }
 
@@ -103,6 +114,12 @@ impl StorageBackend for Guarded {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write(offset, data)
+        self.file.write(offset, data)?;
+        let Some(unsynced) = &self.unsynced else { return Ok(()) };
+        if unsynced.fetch_add(data.len(), Ordering::Relaxed) + data.len() >= PACE_BYTES {
+            unsynced.store(0, Ordering::Relaxed);
+            self.sync_data()?;
+        }
+        Ok(())
     }
 }
