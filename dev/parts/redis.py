@@ -6,11 +6,10 @@ import shutil
 import socket
 from pathlib import Path
 
-from . import place, process
+from . import debian, place, process
 from .place import Refusal
 
 VERSION = "7.0.15"
-NEVER_FETCHED = {"libc6", "adduser", "debconf", "init-system-helpers", "lsb-base"}
 
 
 def _home():
@@ -38,45 +37,8 @@ def version():
     return _version(_own()) if _own() else VERSION
 
 
-def _apt(folder, options):
-    """Fetches the server and the libraries this machine lacks, unpacked in `folder`. None if it worked, else why not."""
-    _, offered, _ = process.run("apt-cache", *options, "madison", "redis-tools")
-    versions = [line.split("|")[1].strip() for line in offered.splitlines() if "|" in line]
-    pinned = [one for one in versions if re.search(rf"(^|:){re.escape(VERSION)}(\D|$)", one)]
-    if not pinned:
-        return f"apt offers {', '.join(dict.fromkeys(versions)) or 'no redis-tools'}, wanted {VERSION}"
-    code, _, errors = process.run("apt-get", *options, "download", f"redis-tools={pinned[0]}", cwd=folder)
-    if code != 0:
-        return f"apt-get download: {process.last_line(errors)}"
-    (package,) = folder.glob("redis-tools_*.deb")
-    _, needs, _ = process.run("dpkg-deb", "-f", package, "Depends")
-    names = [re.split(r"[ |(:]", need.strip())[0] for need in needs.split(",")]
-    for name in names:
-        _, have, _ = process.run("dpkg-query", "-W", "-f", "${db:Status-Status}", name)
-        if name and name not in NEVER_FETCHED and have != "installed":
-            code, _, errors = process.run("apt-get", *options, "download", name, cwd=folder)
-            if code != 0:
-                return f"apt-get download {name}: {process.last_line(errors)}"
-    for package in folder.glob("*.deb"):
-        process.run("dpkg-deb", "-x", package, folder / "root")
-    return None
-
-
 def _from_apt(folder):
-    """By the machine's package lists; where they are missing or old, by lists of our own. Root is not needed for either."""
-    sandbox = ["-o", "APT::Sandbox::User=root"] if os.getuid() == 0 else []
-    trouble = _apt(folder, sandbox)
-    if trouble:
-        lists, cache = folder / "lists", folder / "cache"
-        (lists / "partial").mkdir(parents=True)
-        (cache / "archives" / "partial").mkdir(parents=True)
-        own = [*sandbox, "-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={cache}"]
-        process.run("apt-get", *own, "update")
-        for leftover in folder.glob("*.deb"):
-            leftover.unlink()
-        trouble = _apt(folder, own)
-        shutil.rmtree(lists)
-        shutil.rmtree(cache)
+    trouble = debian.unpacked(folder, "redis-tools", VERSION)
     if trouble:
         return trouble
     (folder / "bin").mkdir()
@@ -87,8 +49,6 @@ def _from_apt(folder):
     for library in (folder / "root").rglob("*.so*"):
         os.rename(library, folder / "lib" / library.name)
     shutil.rmtree(folder / "root")
-    for package in folder.glob("*.deb"):
-        package.unlink()
     found = _version(folder / "bin/redis-server", folder / "lib")
     return None if found == VERSION else f"the fetched server says: {found}"
 

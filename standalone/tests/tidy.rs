@@ -120,6 +120,7 @@ fn the_arrows_between_crates_are_those_of_the_house() {
         ("node", &["protocol"]),
         ("loadtest", &["protocol", "client", "node", "fakes"]),
         ("standalone", &["protocol", "storage", "router", "gateway", "pusher", "client", "node"]),
+        ("dev/peers/client", &["protocol"]),
     ]);
     let mut seen = 0;
     for (path, text) in files(&["Cargo.toml"]) {
