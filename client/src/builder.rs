@@ -193,9 +193,7 @@ impl Builder {
 
     fn check(self) -> Result<Settings, ClientError> {
         let endpoint = Endpoint::parse(&self.url)?;
-        if !endpoint.tls && !endpoint.is_loopback() && !self.allow_plaintext {
-            return Err(ClientError::Address("ws:// only to this host, or with allow_plaintext(true)"));
-        }
+        endpoint.check_plaintext(self.allow_plaintext)?;
         let device = DeviceId::new(&self.device).map_err(|_| {
             ClientError::Invalid("a device id has 1 to 64 bytes of letters, digits and . _ : -")
         })?;

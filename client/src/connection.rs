@@ -6,18 +6,15 @@ use crate::driver::{Command, Driver, sleep_until};
 use crate::error::ClientError;
 use crate::establish::Established;
 use crate::event::Event;
-use crate::link::{Link, sane};
+use crate::frames;
+use crate::link::{Link, Urgent, sane};
 use crate::reconnect::End;
 use crate::state::State;
-use crate::token::{TokenError, TokenReason, expiry};
-use chappe_protocol::close::{ErrorFrame, ErrorScope};
-use chappe_protocol::frame::{ClientFrame, FrameError, Role, Secret, ServerFrame};
-use chappe_protocol::time::{Millis, Time, UnixMillis};
+use crate::token::{TokenError, TokenReason};
+use chappe_protocol::frame::{ClientFrame, Role, ServerFrame};
+use chappe_protocol::time::{Time, UnixMillis};
 use std::pin::Pin;
 use tokio::sync::mpsc::Permit;
-
-/// A failed renewal of the token is tried again after this.
-const REFRESH_RETRY: Millis = Millis::from_secs(15);
 
 type Dialling = Pin<Box<dyn Future<Output = Result<Wire, End>> + Send>>;
 type Renewal = Pin<Box<dyn Future<Output = Result<String, TokenError>> + Send>>;
@@ -171,19 +168,8 @@ impl Driver {
         self.outbox.on_time(now);
         self.tell_finished();
         let due = |at: Option<Time>| at.is_some_and(|at| at <= now);
-        if due(link.close_by) {
-            return Err(End::Lost("closed".to_owned()));
-        }
-        if due(link.move_at) {
-            return Err(End::Moved);
-        }
         let reading = self.inbox.has_room();
-        if !reading {
-            link.on_stalled(now);
-        }
-        if due(link.answer_by(self.oldest_flight())) {
-            return Err(End::Lost("a submit or request was not answered".to_owned()));
-        }
+        link.check(now, reading, self.oldest_flight())?;
         if due(link.ack_at) {
             link.ack_at = None;
             self.collect_ack(link).map_err(End::Fatal)?;
@@ -250,15 +236,11 @@ impl Driver {
     /// The most urgent thing to send.
     fn next_outbound(&mut self, link: &mut Link) -> Option<Outbound> {
         let now = self.now();
-        if let Some(bytes) = link.pong.take() {
-            return Some(Outbound::Pong(bytes));
-        }
-        let frame = if let Some(upto) = link.ack.take() {
-            ClientFrame::Ack { upto }
-        } else if let Some(nonce) = link.ping.take() {
-            ClientFrame::Ping { nonce }
-        } else if let Some(token) = link.refresh.take() {
-            ClientFrame::Refresh { token: Secret(token) }
+        let frame = if let Some(urgent) = link.poll_urgent() {
+            match urgent {
+                Urgent::Pong(bytes) => return Some(Outbound::Pong(bytes)),
+                Urgent::Frame(frame) => frame,
+            }
         } else if link.close_by.is_some() {
             link.close_sent = true;
             return Some(Outbound::Close(1000));
@@ -295,33 +277,15 @@ impl Driver {
         Ok(())
     }
 
-    fn on_token(&mut self, link: &mut Link, result: Result<String, TokenError>) {
-        let now = self.now();
-        let settings = self.settings.clone();
-        match result {
-            Ok(token) => {
-                let margin = settings.tuning.token_margin;
-                link.plan_refresh(now, settings.world.wall(), expiry(&token), margin, &*settings.world);
-                link.refresh = Some(token);
-            }
-            Err(TokenError::Unavailable(_)) => {
-                let jitter = settings.world.random_below(REFRESH_RETRY.0);
-                link.refresh_at = Some(now + REFRESH_RETRY + Millis(jitter));
-            }
-            // The present token is good until it ends; then the server says so, and the source is asked once more.
-            Err(TokenError::Refused(_)) => {}
-        }
+    fn on_token(&self, link: &mut Link, result: Result<String, TokenError>) {
+        link.on_token(self.now(), result, self.settings.tuning.token_margin, &*self.settings.world);
     }
 
     fn on_incoming(&mut self, link: &mut Link, message: Option<Incoming>) -> Result<(), End> {
         match message {
-            Some(Incoming::Message(bytes)) => match ServerFrame::decode(bytes) {
-                Ok(frame) => self.on_frame(link, frame),
-                // From a newer server.
-                Err(FrameError::UnknownFrame) => Ok(()),
-                Err(error @ (FrameError::Garbage | FrameError::Field(_) | FrameError::Request { .. })) => {
-                    Err(End::Lost(error.to_string()))
-                }
+            Some(Incoming::Message(bytes)) => match frames::decoded(bytes)? {
+                Some(frame) => self.on_frame(link, frame),
+                None => Ok(()),
             },
             Some(Incoming::Ping(bytes)) => {
                 link.pong = Some(bytes);
@@ -365,23 +329,13 @@ impl Driver {
             ServerFrame::GoAway(go_away) => {
                 link.move_at = Some(self.reconnect.on_go_away(now, &go_away, &*settings.world));
             }
-            ServerFrame::Error(error) => self.on_error(now, &error),
+            ServerFrame::Error(error) => {
+                frames::on_error(now, &error, &mut self.reconnect, &mut self.outbox, &*settings.world);
+            }
             ServerFrame::Reply { id, reply } => self.push.on_reply(now, id, reply, &*settings.world),
             ServerFrame::Welcome(_) => return Err(End::Lost("the server said Welcome twice".to_owned())),
         }
         Ok(())
-    }
-
-    fn on_error(&mut self, now: Time, error: &ErrorFrame) {
-        tracing::debug!(code = %error.code, scope = ?error.scope, "the server reports an error");
-        match (error.scope, error.submit_id) {
-            (ErrorScope::Connection, _) => self.reconnect.on_retry_after(Millis(error.retry_after_ms.into())),
-            (ErrorScope::Submit, Some(id)) => {
-                let settings = self.settings.clone();
-                self.outbox.on_refused(now, id, error, &*settings.world);
-            }
-            (ErrorScope::Submit, None) | (ErrorScope::Frame, _) => {}
-        }
     }
 }
 

@@ -244,10 +244,7 @@ impl Driver {
         match established {
             Ok(established) => self.converse(established).await,
             Err(Failed { end, retry_after }) => {
-                self.reconnect.on_retry_after(retry_after);
-                if matches!(end, End::Lost(_)) {
-                    self.reconnect.on_abandoned(self.now());
-                }
+                self.reconnect.failed(&end, retry_after, self.now());
                 end
             }
         }

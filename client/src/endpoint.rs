@@ -32,20 +32,23 @@ const SCHEMES: [(&str, Way, bool); 5] = [
 
 /// A parsed address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Endpoint {
+pub struct Endpoint {
     pub(crate) way: Way,
-    pub(crate) tls: bool,
+    /// Whether everything is encrypted on the way.
+    pub tls: bool,
     /// Without brackets.
-    pub(crate) host: String,
-    pub(crate) port: u16,
+    pub host: String,
+    /// Of TCP and UDP.
+    pub port: u16,
     /// As in the `Host` header.
-    pub(crate) authority: String,
-    pub(crate) path: String,
+    pub authority: String,
+    /// Of HTTP.
+    pub path: String,
 }
 
 impl Endpoint {
     /// Reads `scheme://host[:port][/path]`, the path where there is HTTP; it defaults to `/v1/connect`.
-    pub(crate) fn parse(url: &str) -> Result<Self, ClientError> {
+    pub fn parse(url: &str) -> Result<Self, ClientError> {
         let known = |(scheme, way, tls): &(&str, Way, bool)| Some((url.strip_prefix(scheme)?, *way, *tls));
         let Some((rest, way, tls)) = SCHEMES.iter().find_map(known) else {
             return Err(ClientError::Address(
@@ -82,6 +85,14 @@ impl Endpoint {
             .map_err(|_| ClientError::Address("the host is no name that a URL could have"))
     }
 
+    /// Refuses `ws://` to another host, unless the application allows it.
+    pub fn check_plaintext(&self, allowed: bool) -> Result<(), ClientError> {
+        if !self.tls && !self.is_loopback() && !allowed {
+            return Err(ClientError::Address("ws:// only to this host, or with allow_plaintext(true)"));
+        }
+        Ok(())
+    }
+
     fn split_port(authority: &str, default: u16) -> Result<(&str, u16), ClientError> {
         let bad =
             ClientError::Address("the port is a number below 65536, an IPv6 address stands in brackets");
@@ -110,13 +121,21 @@ impl Endpoint {
 
 /// TLS or none.
 #[derive(Clone)]
-pub(crate) enum Security {
+pub enum Security {
+    /// None.
     Plaintext,
-    Tls { config: Arc<ClientConfig>, name: ServerName<'static> },
+    /// With these roots, for this name.
+    Tls {
+        /// Of rustls.
+        config: Arc<ClientConfig>,
+        /// As in the certificate.
+        name: ServerName<'static>,
+    },
 }
 
 impl Security {
-    pub(crate) fn new(
+    /// As the address asks: `config`, or one with the roots of this PEM, or with the public ones.
+    pub fn new(
         endpoint: &Endpoint,
         config: Option<Arc<ClientConfig>>,
         roots_pem: Option<&[u8]>,

@@ -3,11 +3,11 @@
 use crate::builder::Settings;
 use crate::carrier::{Carrier, Incoming, Outbound, Wire};
 use crate::dial::Dialer;
+use crate::frames::{self, Greeted};
 use crate::reconnect::End;
 use crate::token::{TokenError, TokenReason, expiry};
 use bytes::Bytes;
-use chappe_protocol::close::ErrorScope;
-use chappe_protocol::frame::{ClientFrame, Cursor, FrameError, Hello, Secret, ServerFrame, Welcome};
+use chappe_protocol::frame::{ClientFrame, Cursor, Hello, Secret, Welcome};
 use chappe_protocol::time::{Millis, UnixMillis};
 use std::sync::Arc;
 
@@ -116,28 +116,10 @@ async fn greet(
             Some(Incoming::Failed(why)) => return Err(Failed { end: End::Lost(why), retry_after }),
             None => return Err(End::Lost("the connection broke".to_owned()).into()),
         };
-        match ServerFrame::decode(message) {
-            Ok(ServerFrame::Welcome(welcome)) => {
-                return Ok(Established { wire, welcome, token_expires });
-            }
-            Ok(ServerFrame::Error(error)) if error.scope == ErrorScope::Connection => {
-                retry_after = Millis(error.retry_after_ms.into());
-            }
-            Ok(
-                ServerFrame::Deliver(_)
-                | ServerFrame::BacklogEnd { .. }
-                | ServerFrame::Truncated { .. }
-                | ServerFrame::SubmitResult(_)
-                | ServerFrame::Ephemeral { .. }
-                | ServerFrame::GoAway(_)
-                | ServerFrame::Error(_)
-                | ServerFrame::Pong { .. }
-                | ServerFrame::Reply { .. },
-            )
-            | Err(FrameError::UnknownFrame) => {}
-            Err(error @ (FrameError::Garbage | FrameError::Field(_) | FrameError::Request { .. })) => {
-                return Err(End::Lost(error.to_string()).into());
-            }
+        match frames::greeted(message)? {
+            Greeted::Welcome(welcome) => return Ok(Established { wire, welcome, token_expires }),
+            Greeted::Hint(hint) => retry_after = hint,
+            Greeted::Nothing => {}
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The timers and bounds of one connection. **Invariant:** pure; every timer has jitter, every queue a bound.
 
 use crate::reconnect::End;
-use chappe_protocol::frame::{Limits, Submit};
+use crate::token::{TokenError, expiry};
+use chappe_protocol::frame::{ClientFrame, Limits, Secret, Submit};
 use chappe_protocol::id::Seq;
 use chappe_protocol::time::{Millis, Time, UnixMillis};
 use chappe_protocol::world::World;
@@ -17,25 +18,35 @@ const BUSY_PING: Millis = Millis::from_secs(8);
 const ANSWER_TIMEOUT: Millis = Millis::from_secs(60);
 /// The old connection may prove itself on a new path for so long, before a new one is tried beside it.
 const ROAM_PATIENCE: Millis = Millis::from_secs(1);
+/// A failed renewal of the token is tried again after this.
+const REFRESH_RETRY: Millis = Millis::from_secs(15);
 /// Pings without a sign of life before the connection is given up.
 const PINGS_UNANSWERED_MAX: u32 = 2;
 
-/// See the module.
-pub(crate) struct Link {
-    pub(crate) limits: Limits,
-    pub(crate) ack_at: Option<Time>,
-    pub(crate) refresh_at: Option<Time>,
-    pub(crate) move_at: Option<Time>,
+/// The state of one connection that was welcomed.
+pub struct Link {
+    /// What the server allows.
+    pub limits: Limits,
+    /// When acks that wait for company go.
+    pub ack_at: Option<Time>,
+    /// When the token is to be renewed.
+    pub refresh_at: Option<Time>,
+    /// When a GoAway's time has come.
+    pub move_at: Option<Time>,
     /// The application closes: until then the last acks may leave.
-    pub(crate) close_by: Option<Time>,
-    pub(crate) close_sent: bool,
+    pub close_by: Option<Time>,
+    /// The close has left: nothing follows it.
+    pub close_sent: bool,
     /// The device is in another network and this connection tries to follow.
-    pub(crate) roam: Option<Roam>,
+    pub roam: Option<Roam>,
     /// To be sent, most urgent first.
-    pub(crate) pong: Option<Vec<u8>>,
-    pub(crate) ping: Option<u64>,
-    pub(crate) ack: Option<Seq>,
-    pub(crate) refresh: Option<String>,
+    pub pong: Option<Vec<u8>>,
+    /// The nonce of a ping.
+    pub ping: Option<u64>,
+    /// An ack up to here.
+    pub ack: Option<Seq>,
+    /// A new token.
+    pub refresh: Option<String>,
     ephemeral: VecDeque<Submit>,
     ephemeral_bytes: usize,
     pinged_at: Time,
@@ -49,16 +60,26 @@ pub(crate) struct Link {
     pace: Pace,
 }
 
+/// Something small that goes before any submit.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Urgent {
+    /// The answer to a ping of the carrier, with its bytes.
+    Pong(Vec<u8>),
+    /// A frame.
+    Frame(ClientFrame),
+}
+
 /// What decides whether a connection goes on in another network.
-pub(crate) struct Roam {
+pub struct Roam {
     /// Of the ping that went out there.
     nonce: u64,
     /// Without an answer until then a second connection is made.
-    pub(crate) dial_at: Option<Time>,
+    pub dial_at: Option<Time>,
 }
 
 impl Link {
-    pub(crate) fn new(now: Time, limits: Limits, world: &dyn World) -> Self {
+    /// A connection that was welcomed just now with these limits, which are [`sane`].
+    pub fn new(now: Time, limits: Limits, world: &dyn World) -> Self {
         Self {
             limits,
             ack_at: None,
@@ -84,13 +105,13 @@ impl Link {
     }
 
     /// When the next ping is due.
-    pub(crate) fn ping_at(&self, busy: bool) -> Time {
+    pub fn ping_at(&self, busy: bool) -> Time {
         let bound = if busy { BUSY_PING.0.min(self.limits.ping_every.0) } else { self.limits.ping_every.0 };
         self.pinged_at + Millis(bound - bound * self.ping_jitter / 1024)
     }
 
     /// The time of a ping has come. `reading`: the socket is being read, so silence is the server's.
-    pub(crate) fn on_ping_due(
+    pub fn on_ping_due(
         &mut self,
         now: Time,
         bytes: u64,
@@ -113,21 +134,21 @@ impl Link {
     }
 
     /// The connection was moved to a new path: asks for an answer there.
-    pub(crate) fn on_roamed(&mut self, now: Time) {
+    pub fn on_roamed(&mut self, now: Time) {
         self.nonce += 1;
         self.ping = Some(self.nonce);
         self.roam = Some(Roam { nonce: self.nonce, dial_at: Some(now + ROAM_PATIENCE) });
     }
 
     /// An answer: if it is to the ping that went out on the new path, the connection goes on there.
-    pub(crate) fn on_pong(&mut self, nonce: u64) {
+    pub fn on_pong(&mut self, nonce: u64) {
         if self.roam.as_ref().is_some_and(|roam| roam.nonce <= nonce) {
             self.roam = None;
         }
     }
 
     /// A fresh token ends then: renew it in time.
-    pub(crate) fn plan_refresh(
+    pub fn plan_refresh(
         &mut self,
         now: Time,
         wall: UnixMillis,
@@ -143,8 +164,64 @@ impl Link {
         });
     }
 
+    /// The token source has answered: a new token goes to the server, a failure that may pass is tried again.
+    pub fn on_token(
+        &mut self,
+        now: Time,
+        result: Result<String, TokenError>,
+        margin: Millis,
+        world: &dyn World,
+    ) {
+        match result {
+            Ok(token) => {
+                self.plan_refresh(now, world.wall(), expiry(&token), margin, world);
+                self.refresh = Some(token);
+            }
+            Err(TokenError::Unavailable(_)) => {
+                let jitter = world.random_below(REFRESH_RETRY.0);
+                self.refresh_at = Some(now + REFRESH_RETRY + Millis(jitter));
+            }
+            // The present token is good until it ends; then the server says so, and the source is asked once more.
+            Err(TokenError::Refused(_)) => {}
+        }
+    }
+
+    /// Whether the time of this connection is over. `reading`: the socket is being read; `oldest`: when the oldest submit or
+    /// request was sent that is not answered.
+    pub fn check(&mut self, now: Time, reading: bool, oldest: Option<Time>) -> Result<(), End> {
+        let due = |at: Option<Time>| at.is_some_and(|at| at <= now);
+        if due(self.close_by) {
+            return Err(End::Lost("closed".to_owned()));
+        }
+        if due(self.move_at) {
+            return Err(End::Moved);
+        }
+        if !reading {
+            self.on_stalled(now);
+        }
+        if due(self.answer_by(oldest)) {
+            return Err(End::Lost("a submit or request was not answered".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The most urgent of what is small and goes first. The caller tells [`Link::on_sent`] of each frame.
+    pub fn poll_urgent(&mut self) -> Option<Urgent> {
+        if let Some(bytes) = self.pong.take() {
+            return Some(Urgent::Pong(bytes));
+        }
+        let frame = if let Some(upto) = self.ack.take() {
+            ClientFrame::Ack { upto }
+        } else if let Some(nonce) = self.ping.take() {
+            ClientFrame::Ping { nonce }
+        } else {
+            ClientFrame::Refresh { token: Secret(self.refresh.take()?) }
+        };
+        Some(Urgent::Frame(frame))
+    }
+
     /// Queues an ephemeral submit; dropped beyond the bound, as it is best effort.
-    pub(crate) fn push_ephemeral(&mut self, submit: Submit) {
+    pub fn push_ephemeral(&mut self, submit: Submit) {
         let bytes = crate::outgoing::submit_bytes(&submit);
         if self.ephemeral.len() < EPHEMERAL_MAX && self.ephemeral_bytes + bytes <= EPHEMERAL_BYTES_MAX {
             self.ephemeral_bytes += bytes;
@@ -152,45 +229,47 @@ impl Link {
         }
     }
 
-    pub(crate) fn pop_ephemeral(&mut self) -> Option<Submit> {
+    /// The oldest ephemeral submit.
+    pub fn pop_ephemeral(&mut self) -> Option<Submit> {
         let submit = self.ephemeral.pop_front()?;
         self.ephemeral_bytes -= crate::outgoing::submit_bytes(&submit);
         Some(submit)
     }
 
     /// Something small and urgent waits to be sent.
-    pub(crate) fn has_urgent(&self) -> bool {
+    pub fn has_urgent(&self) -> bool {
         self.pong.is_some() || self.ping.is_some() || self.ack.is_some() || self.refresh.is_some()
     }
 
-    pub(crate) fn has_ephemeral(&self) -> bool {
+    /// Whether an ephemeral submit waits.
+    pub fn has_ephemeral(&self) -> bool {
         !self.ephemeral.is_empty()
     }
 
     /// Whether one more submit keeps within the server's rate.
-    pub(crate) fn may_send(&mut self, now: Time) -> bool {
+    pub fn may_send(&mut self, now: Time) -> bool {
         self.pace.refill(now);
         self.pace.has_token()
     }
 
     /// A frame goes out.
-    pub(crate) fn on_sent(&mut self, now: Time) {
+    pub fn on_sent(&mut self, now: Time) {
         self.pace.refill(now);
         self.pace.spend();
     }
 
     /// When [`Link::may_send`] turns true.
-    pub(crate) fn paced_until(&self) -> Option<Time> {
+    pub fn paced_until(&self) -> Option<Time> {
         self.pace.next_token()
     }
 
     /// When an unanswered submit ends the connection: the time during which we did not read does not count.
-    pub(crate) fn answer_by(&self, oldest: Option<Time>) -> Option<Time> {
+    pub fn answer_by(&self, oldest: Option<Time>) -> Option<Time> {
         oldest.map(|sent_at| sent_at.max(self.reading_since) + ANSWER_TIMEOUT)
     }
 
     /// The inbox is full: nothing is read now.
-    pub(crate) fn on_stalled(&mut self, now: Time) {
+    fn on_stalled(&mut self, now: Time) {
         self.reading_since = now;
     }
 }
@@ -237,7 +316,7 @@ impl Pace {
 }
 
 /// Limits that a hostile server cannot turn into a busy loop or a standstill.
-pub(crate) fn sane(limits: Limits) -> Limits {
+pub fn sane(limits: Limits) -> Limits {
     Limits {
         ping_every: Millis(limits.ping_every.0.clamp(1000, 300_000)),
         submits_in_flight_max: limits.submits_in_flight_max.clamp(1, 1024),

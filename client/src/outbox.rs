@@ -12,7 +12,7 @@ use chappe_protocol::world::World;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Submits of one device. Bounded by whoever inserts.
-pub(crate) struct Outbox {
+pub struct Outbox {
     lane_depth: usize,
     entries: BTreeMap<u64, Entry>,
     by_id: BTreeMap<SubmitId, u64>,
@@ -51,7 +51,8 @@ enum TargetState {
 }
 
 impl Outbox {
-    pub(crate) fn new(lane_depth: usize) -> Self {
+    /// At most `lane_depth` submits to one recipient are on their way at a time; at least 1.
+    pub fn new(lane_depth: usize) -> Self {
         Self {
             lane_depth,
             entries: BTreeMap::new(),
@@ -66,7 +67,7 @@ impl Outbox {
     }
 
     /// Takes a submit; `order` grows. `attempts` > 0: it may have been transmitted before.
-    pub(crate) fn insert(&mut self, order: u64, submit: Submit, attempts: u32, deadline: Time) {
+    pub fn insert(&mut self, order: u64, submit: Submit, attempts: u32, deadline: Time) {
         let mut targets = BTreeMap::new();
         for target in &submit.targets {
             self.lanes.entry(target.user.clone()).or_default().push_back((order, target.number));
@@ -78,12 +79,18 @@ impl Outbox {
         self.ready.insert(order);
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether everything is decided.
+    pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
+    /// Submits that are not decided.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// The next frame to transmit, if fewer than `in_flight_max` are unanswered.
-    pub(crate) fn poll_send(&mut self, now: Time, in_flight_max: usize) -> Option<Submit> {
+    pub fn poll_send(&mut self, now: Time, in_flight_max: usize) -> Option<Submit> {
         if self.frames.len() >= in_flight_max.max(1) {
             return None;
         }
@@ -98,25 +105,25 @@ impl Outbox {
     }
 
     /// Whether `poll_send` may have something, and when to ask again.
-    pub(crate) fn wants(&self, now: Time, in_flight_max: usize) -> bool {
+    pub fn wants(&self, now: Time, in_flight_max: usize) -> bool {
         let due = self.waiting.first().is_some_and(|(at, _)| *at <= now);
         self.frames.len() < in_flight_max.max(1) && (due || !self.ready.is_empty())
     }
 
     /// The next time at which something happens by itself.
-    pub(crate) fn next_time(&self) -> Option<Time> {
+    pub fn next_time(&self) -> Option<Time> {
         let waiting = self.waiting.first().map(|(at, _)| *at);
         let deadline = self.deadlines.first().map(|(at, _)| *at);
         [waiting, deadline].into_iter().flatten().min()
     }
 
     /// When the oldest unanswered frame was sent.
-    pub(crate) fn oldest_flight(&self) -> Option<Time> {
+    pub fn oldest_flight(&self) -> Option<Time> {
         self.frames.values().map(|flight| flight.sent_at).min()
     }
 
     /// The answer to a frame.
-    pub(crate) fn on_result(&mut self, now: Time, result: SubmitResult, world: &dyn World) {
+    pub fn on_result(&mut self, now: Time, result: SubmitResult, world: &dyn World) {
         let Some(flight) = self.frames.remove(&(result.submit_id, result.attempt)) else { return };
         let Some(order) = self.by_id.get(&result.submit_id).copied() else { return };
         let Some(entry) = self.entries.get_mut(&order) else { return };
@@ -145,13 +152,7 @@ impl Outbox {
     }
 
     /// The server refused a submit as a whole.
-    pub(crate) fn on_refused(
-        &mut self,
-        now: Time,
-        submit_id: SubmitId,
-        error: &ErrorFrame,
-        world: &dyn World,
-    ) {
+    pub fn on_refused(&mut self, now: Time, submit_id: SubmitId, error: &ErrorFrame, world: &dyn World) {
         let Some(order) = self.by_id.get(&submit_id).copied() else { return };
         let Some(entry) = self.entries.get_mut(&order) else { return };
         if !error.retryable {
@@ -175,7 +176,7 @@ impl Outbox {
     }
 
     /// The connection is gone: what was on its way is undecided.
-    pub(crate) fn on_disconnect(&mut self) {
+    pub fn on_disconnect(&mut self) {
         for ((submit_id, _), flight) in std::mem::take(&mut self.frames) {
             if let Some(order) = self.by_id.get(&submit_id).copied() {
                 self.land(order, &flight.numbers);
@@ -187,7 +188,7 @@ impl Outbox {
 
     /// Ends backoffs, and gives up what is too old. Afterwards [`Outbox::next_time`] lies ahead, even when nothing may be
     /// sent for now because too much is unanswered.
-    pub(crate) fn on_time(&mut self, now: Time) {
+    pub fn on_time(&mut self, now: Time) {
         self.end_waits(now);
         while let Some((_, order)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
             self.finish(order, Err(ClientError::GaveUp));
@@ -202,7 +203,7 @@ impl Outbox {
     }
 
     /// Takes what was decided since the last call.
-    pub(crate) fn take_finished(&mut self) -> Vec<(u64, Result<Receipt, ClientError>)> {
+    pub fn take_finished(&mut self) -> Vec<(u64, Result<Receipt, ClientError>)> {
         std::mem::take(&mut self.finished)
     }
 

@@ -9,13 +9,23 @@ use chappe_protocol::world::World;
 
 /// Why a connection, or the attempt to make one, ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum End {
+pub enum End {
     /// The way was lost, or never there; for people.
     Lost(String),
     /// The server closed.
-    Close { code: u16, reason: String },
+    Close {
+        /// See [`CloseCode`].
+        code: u16,
+        /// For people.
+        reason: String,
+    },
     /// The server answered the handshake with an HTTP status.
-    Http { status: u16, retry_after: Millis },
+    Http {
+        /// The status.
+        status: u16,
+        /// Its hint; 0: none.
+        retry_after: Millis,
+    },
     /// The token source has none now.
     NoToken(String),
     /// A GoAway's time has come.
@@ -30,9 +40,16 @@ pub(crate) enum End {
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// Connect after so long.
-    Wait { after: Millis, why: String, token_expired: bool },
+    Wait {
+        /// From now.
+        after: Millis,
+        /// For people.
+        why: String,
+        /// The next Hello needs a new token.
+        token_expired: bool,
+    },
     /// Wait for `Client::reconnect`.
     Superseded,
     /// A peek has seen everything.
@@ -43,7 +60,7 @@ pub(crate) enum Verdict {
 
 /// The state between connections.
 #[derive(Debug, Clone)]
-pub(crate) struct Reconnect {
+pub struct Reconnect {
     min: Millis,
     max: Millis,
     role: Role,
@@ -66,7 +83,8 @@ const GOOD_AFTER: Millis = Millis(5000);
 const HINT_MAX: Millis = Millis::from_secs(3600);
 
 impl Reconnect {
-    pub(crate) fn new(min: Millis, max: Millis, role: Role) -> Self {
+    /// Backoffs from `min` to `max`.
+    pub fn new(min: Millis, max: Millis, role: Role) -> Self {
         Self {
             min,
             max: Millis(max.0.max(min.0)),
@@ -79,24 +97,32 @@ impl Reconnect {
     }
 
     /// The number of the attempt that comes, from 1.
-    pub(crate) fn attempt(&self) -> u32 {
+    pub fn attempt(&self) -> u32 {
         self.attempt.saturating_add(1)
     }
 
     /// A connection that was welcomed at `since` has ended.
-    pub(crate) fn stood(&mut self, since: Time, now: Time) {
+    pub fn stood(&mut self, since: Time, now: Time) {
         if now - since >= GOOD_AFTER {
             self.attempt = 0;
         }
     }
 
     /// An attempt ended without an answer of the server.
-    pub(crate) fn on_abandoned(&mut self, now: Time) {
+    pub fn on_abandoned(&mut self, now: Time) {
         self.abandoned = Some(now);
     }
 
+    /// An attempt ended before its Welcome; the server may have left a hint when to come again.
+    pub fn failed(&mut self, end: &End, retry_after: Millis, now: Time) {
+        self.on_retry_after(retry_after);
+        if matches!(end, End::Lost(_)) {
+            self.on_abandoned(now);
+        }
+    }
+
     /// The server asks to move: returns when.
-    pub(crate) fn on_go_away(&mut self, now: Time, go_away: &GoAway, world: &dyn World) -> Time {
+    pub fn on_go_away(&mut self, now: Time, go_away: &GoAway, world: &dyn World) -> Time {
         let jitter = Millis(world.random_below(go_away.jitter.0.saturating_add(1)));
         let jitter = Millis(jitter.0.min(HINT_MAX.0));
         let at = now + Millis(go_away.retry_after.0.min(HINT_MAX.0)) + jitter;
@@ -105,19 +131,19 @@ impl Reconnect {
     }
 
     /// The error before a close carries a hint.
-    pub(crate) fn on_retry_after(&mut self, after: Millis) {
+    pub fn on_retry_after(&mut self, after: Millis) {
         self.retry_after = Millis(after.0.min(HINT_MAX.0));
     }
 
     /// The application asks: no more waiting.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.attempt = 0;
         self.move_at = None;
         self.retry_after = Millis(0);
     }
 
     /// What to do after `end`.
-    pub(crate) fn decide(&mut self, now: Time, end: End, world: &dyn World) -> Verdict {
+    pub fn decide(&mut self, now: Time, end: End, world: &dyn World) -> Verdict {
         let hint = std::mem::take(&mut self.retry_after);
         let move_at = self.move_at.take();
         match end {

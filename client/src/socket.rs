@@ -22,13 +22,15 @@ const ACCEPT_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const RETRY_AFTER_MAX: Millis = Millis::from_secs(600);
 
 /// A stream behind the handshake, and what came with the server's head.
-pub(crate) struct Upgraded {
-    pub(crate) io: Box<dyn Io>,
-    pub(crate) rest: BytesMut,
+pub struct Upgraded {
+    /// Below WebSocket.
+    pub io: Box<dyn Io>,
+    /// To be read first.
+    pub rest: BytesMut,
 }
 
 /// TLS, if any, then the handshake.
-pub(crate) async fn open(
+pub async fn open(
     io: Box<dyn Io>,
     endpoint: &Endpoint,
     security: &Security,

@@ -78,7 +78,7 @@ fn fixed(token: &str, why: TokenReason) -> Result<String, TokenError> {
 }
 
 /// The claim `exp` of a JSON Web Token (RFC 7519 §4.1.4), unverified: it only says when to ask for the next token.
-pub(crate) fn expiry(token: &str) -> Option<UnixMillis> {
+pub fn expiry(token: &str) -> Option<UnixMillis> {
     let payload = token.split('.').nth(1)?;
     let json = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
     let claims: serde_json::Value = serde_json::from_slice(&json).ok()?;

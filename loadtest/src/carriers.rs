@@ -1,9 +1,7 @@
 //! Which carrier each user of a run takes. **Invariant:** the addresses stay those that were named; only their scheme changes.
 
-use chappe_client::{Client, State};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
 /// What users connect with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -38,17 +36,6 @@ impl Choice {
             _ => Ok(format!("{scheme}://{rest}")),
         }
     }
-}
-
-/// How many of these clients are connected on which carrier.
-pub fn count(clients: &[Client]) -> BTreeMap<&'static str, u32> {
-    let mut counts = BTreeMap::new();
-    for client in clients {
-        if let State::Connected { carrier, .. } = client.state() {
-            *counts.entry(carrier.as_str()).or_default() += 1;
-        }
-    }
-    counts
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What a run will take of this machine, before it begins. **Invariant:** what the machine cannot carry is refused with what to do
 //! about it; estimates are told as such.
 
+use crate::carriers::Choice;
 use crate::scenario::Scenario;
 use std::fmt::Write;
 
@@ -12,6 +13,9 @@ const SESSION_BYTES: u64 = 72 << 10;
 const OWN_BYTES: u64 = 32 << 20;
 /// CPU time of the harness by envelope, seconds: the same.
 const ENVELOPE_SECONDS: f64 = 150e-6;
+/// The same of a lean session; with TLS, which is most of it.
+const LEAN_BYTES: u64 = 24 << 10;
+const LEAN_SECONDS: f64 = 75e-6;
 /// More than this share of its cores, and the harness measures itself.
 const CORES_SHARE: f64 = 0.8;
 
@@ -80,8 +84,13 @@ pub struct Cost {
     pub refusals: Vec<String>,
 }
 
+/// Whether lean sessions carry it, as far as the scenario says. The address may want the SDK all the same.
+fn is_lean(scenario: &Scenario) -> bool {
+    !scenario.sdk && scenario.wake.is_none() && scenario.carrier.is_none_or(|carrier| carrier == Choice::Ws)
+}
+
 impl Cost {
-    /// Of a scenario on a machine.
+    /// Of a scenario on a machine. `sdk` is to be set where the address asks for another carrier than WebSocket.
     pub fn of(scenario: &Scenario, spread: Spread, machine: Machine) -> Self {
         let (workers, local) = match spread {
             Spread::Processes { count, .. } => (u64::from(count.max(1)), true),
@@ -91,6 +100,8 @@ impl Cost {
         let sessions = users.div_ceil(workers);
         let targets = targets(scenario);
         let submits = scenario.sends_total();
+        let (session_bytes, envelope_seconds) =
+            if is_lean(scenario) { (LEAN_BYTES, LEAN_SECONDS) } else { (SESSION_BYTES, ENVELOPE_SECONDS) };
         let peak = f64::from(scenario.rate.max(scenario.rate_end.unwrap_or(0)));
         #[expect(
             clippy::cast_precision_loss,
@@ -103,8 +114,8 @@ impl Cost {
             sessions,
             submits,
             envelopes,
-            memory: if local { users * SESSION_BYTES + workers * OWN_BYTES } else { 0 },
-            cores: if local { peak * targets * ENVELOPE_SECONDS } else { 0.0 },
+            memory: if local { users * session_bytes + workers * OWN_BYTES } else { 0 },
+            cores: if local { peak * targets * envelope_seconds } else { 0.0 },
             refusals: Vec::new(),
         };
         if local {
@@ -193,7 +204,9 @@ mod tests {
 
     #[test]
     fn what_a_machine_cannot_carry_is_refused_with_a_hint() {
-        let users = |users| Scenario { users, rate: 100, ..Scenario::default() };
+        let users = |users| Scenario { users, rate: 100, sdk: true, ..Scenario::default() };
+        let lean = Scenario { sdk: false, ..users(200_000) };
+        assert_eq!(refused(&lean, own(20)), "", "lean sessions");
         assert_eq!(refused(&users(15_000), own(1)), "");
         assert!(refused(&users(25_000), own(1)).contains("--processes"));
         assert_eq!(refused(&users(60_000), own(4)), "");
@@ -201,9 +214,9 @@ mod tests {
         assert!(refused(&users(60_000), shared).contains("ports"));
         assert!(refused(&users(200_000), own(20)).contains("MiB"));
         assert_eq!(refused(&users(200_000), Spread::Agents(20)), "", "elsewhere");
-        let fast = Scenario { rate: 20_000, ..Scenario::default() };
+        let fast = Scenario { rate: 40_000, ..Scenario::default() };
         assert!(refused(&fast, own(1)).contains("cores"));
-        let grows = Scenario { rate_end: Some(20_000), ..Scenario::default() };
+        let grows = Scenario { rate_end: Some(40_000), ..Scenario::default() };
         assert!(refused(&grows, own(1)).contains("cores"), "at its highest");
     }
 

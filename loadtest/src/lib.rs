@@ -8,6 +8,7 @@ pub mod carriers;
 pub mod cli;
 pub mod cost;
 pub mod faults;
+mod lean;
 pub mod measure;
 pub mod payload;
 pub mod proxy;

@@ -54,7 +54,7 @@ impl Crew {
         if matches!(plan.workers, Workers::Here) {
             let (scenario, target) = (plan.scenario.clone(), plan.target.clone());
             let progress = Arc::clone(&plan.progress);
-            return Ok(Self::Here(Run::prepare(scenario, target, plan.world.as_ref(), progress).await?));
+            return Ok(Self::Here(Run::prepare(scenario, target, &plan.world, progress).await?));
         }
         let workers = (0..count).map(|number| async move {
             let (scenario, first) = part(&plan.scenario, number, count);

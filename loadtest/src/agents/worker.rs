@@ -7,6 +7,7 @@ use crate::run::{Run, Target};
 use crate::tokens::Issuer;
 use anyhow::{Context, Result, ensure};
 use chappe_node::clock::SystemWorld;
+use chappe_protocol::world::World;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -115,7 +116,7 @@ impl Worker {
                 (token_key.clone(), ca.clone())
             }
         };
-        let world = Arc::new(SystemWorld::new());
+        let world: Arc<dyn World> = Arc::new(SystemWorld::new());
         let roots =
             ca.map(|path| std::fs::read(&path).with_context(|| format!("cannot read {}", path.display())));
         let target = Target {
@@ -132,6 +133,6 @@ impl Worker {
             // One that finds no room is not worth waiting for.
             let _ = told.try_send(Told::Pulse(pulse.clone()));
         });
-        Run::prepare(share.scenario, target, world.as_ref(), progress).await
+        Run::prepare(share.scenario, target, &world, progress).await
     }
 }

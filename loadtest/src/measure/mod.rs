@@ -129,6 +129,9 @@ pub struct Measured {
     pub rss_bytes: u64,
     /// Users that were connected at the end, by carrier.
     pub carriers: BTreeMap<String, u32>,
+    /// Users, by what drives their devices.
+    #[serde(default)]
+    pub engines: BTreeMap<String, u32>,
 }
 
 impl Measured {
@@ -146,6 +149,7 @@ impl Measured {
             cpu_seconds: 0.0,
             rss_bytes: 0,
             carriers: BTreeMap::new(),
+            engines: BTreeMap::new(),
         }
     }
 
@@ -192,6 +196,9 @@ impl Measured {
         }
         for (carrier, users) in &other.carriers {
             *self.carriers.entry(carrier.clone()).or_default() += users;
+        }
+        for (engine, users) in &other.engines {
+            *self.engines.entry(engine.clone()).or_default() += users;
         }
         self.skipped += other.skipped;
         self.disconnects += other.disconnects;

@@ -55,6 +55,9 @@ pub struct Report {
     pub seconds: f64,
     /// Users that were connected at the end, by carrier.
     pub carriers: BTreeMap<String, u32>,
+    /// Users, by what drives their devices: `lean` or `sdk`.
+    #[serde(default)]
+    pub engines: BTreeMap<String, u32>,
     /// The server's processes, if they could be seen.
     pub server: Option<ServerUse>,
     /// Metrics of its own that moved, where its admin ports were named.
@@ -156,6 +159,7 @@ impl Report {
             faults: Vec::new(),
             seconds: 0.0,
             carriers: measured.carriers.clone(),
+            engines: measured.engines.clone(),
             server: None,
             scraped: Scraped::default(),
             generator: Generator::of(measured),

@@ -42,7 +42,14 @@ impl Report {
         }
         let carriers: Vec<String> =
             self.carriers.iter().map(|(name, users)| format!("{users} on {name}")).collect();
-        let _ = writeln!(text, "  connected at the end: {}", carriers.join(", "));
+        let engines: Vec<String> =
+            self.engines.iter().map(|(name, users)| format!("{users} {name}")).collect();
+        let _ = writeln!(
+            text,
+            "  connected at the end: {}; sessions: {}",
+            carriers.join(", "),
+            engines.join(", ")
+        );
         self.server_told(&mut text);
         let generator = &self.generator;
         #[expect(clippy::cast_precision_loss, reason = "bytes of memory")]

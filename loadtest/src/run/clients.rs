@@ -2,17 +2,18 @@
 
 use super::{Run, Target};
 use crate::balancer::Balancer;
-use crate::carriers;
+use crate::lean::{Engine, Session, Way};
 use crate::proxy::{Proxy, ProxyConfig};
 use crate::pulse::{Progress, Pulse};
 use crate::scenario::Scenario;
-use anyhow::{Context, Result};
-use chappe_client::{Builder, Client, State};
+use anyhow::{Context, Result, bail};
+use chappe_client::{Builder, Carrier, Client, State, Tuning, UserId};
+use chappe_protocol::world::World;
 use futures_util::StreamExt;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 /// All users must be connected within this, over what the scenario gives them.
@@ -22,45 +23,160 @@ const AT_ONCE: u32 = 32;
 /// For the last acks and the goodbyes of all.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 
-/// The users and their ways.
-pub(super) struct Crowd {
-    clients: Vec<RwLock<Client>>,
-    /// To make them anew.
-    builders: Builders,
-    /// The bad ways, one per server.
-    pub(super) ways: Vec<Proxy>,
-    connected: AtomicU64,
+/// The device of every user.
+const DEVICE: &str = "load";
+/// It is looked so often whether everybody is connected.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// What drives a user's device.
+#[derive(Clone)]
+pub(super) enum User {
+    /// The rules of the SDK in a shell of this harness.
+    Lean(Arc<Session>),
+    /// The SDK.
+    Sdk(Client),
 }
 
-/// What clients are made of.
-struct Builders {
-    scenario: Scenario,
-    target: Target,
-    straight: Arc<Balancer>,
-    bad: Option<(Arc<Balancer>, Vec<String>)>,
-}
+impl User {
+    /// Loses the connection, as in a bad network.
+    pub(super) fn cut(&self) {
+        match self {
+            Self::Lean(session) => session.cut(),
+            Self::Sdk(client) => client.disconnect_now(),
+        }
+    }
 
-impl Builders {
-    fn builder(&self, user: u32) -> Result<Builder> {
-        let percent = self.scenario.path.as_ref().map_or(0.0, |path| path.percent);
-        match &self.bad {
-            Some((balancer, servers)) if self.scenario.is_last(percent, user) => {
-                let first = servers.first().map_or("", String::as_str);
-                Ok(builder_to(&self.target, balancer, address(&self.target, first, user)?, user))
+    /// Says goodbye and ends.
+    async fn close(&self) {
+        match self {
+            Self::Lean(session) => {
+                session.close();
+                while session.is_over().is_none() {
+                    tokio::time::sleep(LOOK).await;
+                }
             }
-            Some(_) | None => builder(&self.target, &self.straight, user),
+            Self::Sdk(client) => client.close().await,
+        }
+    }
+
+    /// Resolves as soon as it is connected. Errors: it will never be.
+    pub(super) async fn connected(&self) -> Result<()> {
+        match self {
+            Self::Lean(session) => {
+                let mut pause = LOOK;
+                while !session.is_connected() {
+                    if let Some(why) = session.is_over() {
+                        bail!(why);
+                    }
+                    tokio::time::sleep(pause).await;
+                    // Whoever takes long is not looked at so often.
+                    pause = (pause * 2).min(LOOK * 25);
+                }
+                Ok(())
+            }
+            Self::Sdk(client) => Ok(client.connected().await?),
+        }
+    }
+
+    /// What carries it, if it is connected.
+    fn carrier(&self) -> Option<&'static str> {
+        match self {
+            Self::Lean(session) => session.is_connected().then_some(LEAN_CARRIER),
+            Self::Sdk(client) => carrier(&client.state()),
+        }
+    }
+
+    /// As in the report.
+    fn engine(&self) -> &'static str {
+        match self {
+            Self::Lean(_) => "lean",
+            Self::Sdk(_) => "sdk",
         }
     }
 }
 
+/// What carries every lean session.
+pub(super) const LEAN_CARRIER: &str = Carrier::WebSocket.as_str();
+
+/// The users and their ways.
+pub(super) struct Crowd {
+    users: Vec<RwLock<User>>,
+    /// What they are called.
+    pub(super) names: Vec<UserId>,
+    /// To make them anew.
+    builders: Builders,
+    /// The bad ways, one per server.
+    pub(super) ways: Vec<Proxy>,
+    /// Clients of the SDK that are connected.
+    connected: AtomicU64,
+}
+
+/// What users are made of.
+struct Builders {
+    scenario: Scenario,
+    target: Target,
+    engine: Engine,
+    straight: Road,
+    bad: Option<Road>,
+}
+
+/// A way to the servers.
+struct Road {
+    balancer: Arc<Balancer>,
+    /// The first server.
+    server: String,
+    /// For lean sessions, with the address it leads to.
+    lean: Mutex<Option<(String, Arc<Way>)>>,
+}
+
+impl Road {
+    fn new(balancer: Balancer, servers: &[String]) -> Self {
+        let server = servers.first().cloned().unwrap_or_default();
+        Self { balancer: Arc::new(balancer), server, lean: Mutex::default() }
+    }
+
+    fn lean(&self, target: &Target, address: &str) -> Result<Arc<Way>> {
+        let mut lean = self.lean.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*lean {
+            Some((to, way)) if to == address => Ok(Arc::clone(way)),
+            Some(_) | None => {
+                let connector = Arc::<Balancer>::clone(&self.balancer);
+                let way = Way::new(address, target.roots_pem.as_deref(), connector)?;
+                Ok(Arc::clone(&lean.insert((address.to_owned(), way)).1))
+            }
+        }
+    }
+}
+
+impl Builders {
+    fn start(&self, user: u32) -> Result<User> {
+        let percent = self.scenario.path.as_ref().map_or(0.0, |path| path.percent);
+        let road = match &self.bad {
+            Some(bad) if self.scenario.is_last(percent, user) => bad,
+            Some(_) | None => &self.straight,
+        };
+        let address = address(&self.target, &road.server, user)?;
+        if self.scenario.sdk || !(address.starts_with("ws://") || address.starts_with("wss://")) {
+            return Ok(User::Sdk(builder_to(&self.target, &road.balancer, address, user).start()));
+        }
+        Ok(User::Lean(self.engine.start(user, &road.lean(&self.target, &address)?)))
+    }
+}
+
 impl Crowd {
-    /// One connected client per user; users exist from their first token on. Those who will be away say hello and go.
-    pub(super) async fn gather(scenario: &Scenario, target: &Target, progress: &Progress) -> Result<Self> {
+    /// One connected device per user; users exist from their first token on. Those who will be away say hello and go.
+    pub(super) async fn gather(
+        scenario: &Scenario,
+        target: &Target,
+        world: &Arc<dyn World>,
+        progress: &Progress,
+    ) -> Result<Self> {
         let (ways, bad) = bad_ways(scenario, target).await?;
         let builders = Builders {
             scenario: scenario.clone(),
             target: target.clone(),
-            straight: Arc::new(balancer(target)?),
+            engine: Engine::new(target.clone(), DEVICE, Tuning::default(), Arc::clone(world))?,
+            straight: Road::new(balancer(target)?, &target.servers),
             bad,
         };
         let connecting = |share: f64| {
@@ -68,60 +184,87 @@ impl Crowd {
             progress(0, &pulse);
         };
         connecting(0.0);
-        let mut clients: Vec<Client> = Vec::new();
+        let mut users: Vec<User> = Vec::new();
         let begin = super::now();
         for user in 0..scenario.users {
-            let due = scenario.connect_over * user / scenario.users;
-            tokio::time::sleep_until(begin + due).await;
-            clients.push(builders.builder(user)?.start());
+            if !scenario.connect_over.is_zero() {
+                let due = scenario.connect_over * user / scenario.users;
+                tokio::time::sleep_until(begin + due).await;
+            }
+            users.push(builders.start(user)?);
             if user % AT_ONCE == AT_ONCE - 1 {
                 if scenario.connect_over.is_zero() {
-                    connected(&clients[clients.len() - AT_ONCE as usize..], CONNECT_MAX).await?;
+                    all_connected(&users[users.len() - AT_ONCE as usize..]).await?;
                 }
                 connecting(f64::from(user) / f64::from(scenario.users));
             }
         }
-        connected(&clients, CONNECT_MAX).await?;
+        all_connected(&users).await?;
         let away = (0..scenario.users).filter(|user| scenario.is_last(scenario.sessions.away_percent, *user));
-        futures_util::stream::iter(away.map(|user| clients[user as usize].close()))
+        futures_util::stream::iter(away.map(|user| users[user as usize].close()))
             .for_each_concurrent(AT_ONCE as usize, |closed| closed)
             .await;
-        let clients = clients.into_iter().map(RwLock::new).collect();
-        Ok(Self { clients, builders, ways, connected: AtomicU64::new(0) })
+        let names = (0..scenario.users).map(|user| UserId::new(&target.name(user)));
+        let names = names.collect::<Result<_, _>>()?;
+        let users = users.into_iter().map(RwLock::new).collect();
+        Ok(Self { users, names, builders, ways, connected: AtomicU64::new(0) })
     }
 
-    pub(super) fn client(&self, user: u32) -> Client {
-        self.clients[user as usize].read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn user(&self, user: u32) -> User {
+        self.users[user as usize].read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A new client for a user who was away.
-    pub(super) fn renew(&self, user: u32) -> Result<Client> {
-        let client = self.builders.builder(user)?.start();
-        *self.clients[user as usize].write().unwrap_or_else(PoisonError::into_inner) = client.clone();
-        Ok(client)
+    /// A new device for a user who was away.
+    pub(super) fn renew(&self, user: u32) -> Result<User> {
+        let new = self.builders.start(user)?;
+        *self.users[user as usize].write().unwrap_or_else(PoisonError::into_inner) = new.clone();
+        Ok(new)
     }
 
-    pub(super) fn all(&self) -> Vec<Client> {
-        self.clients.iter().map(|one| one.read().unwrap_or_else(PoisonError::into_inner).clone()).collect()
+    pub(super) fn all(&self) -> Vec<User> {
+        self.users.iter().map(|one| one.read().unwrap_or_else(PoisonError::into_inner).clone()).collect()
+    }
+
+    /// Lean sessions tell this one what happens.
+    pub(super) fn serve(&self, host: Weak<Run>) {
+        self.builders.engine.serve(host);
     }
 
     /// How many are connected now.
     pub(super) fn sessions(&self) -> u64 {
-        self.connected.load(Ordering::Relaxed)
+        self.connected.load(Ordering::Relaxed) + self.builders.engine.connected()
     }
 
+    /// Users that are connected, by carrier.
     pub(super) fn carriers(&self) -> BTreeMap<String, u32> {
-        carriers::count(&self.all()).into_iter().map(|(name, users)| (name.to_owned(), users)).collect()
+        count(self.all().iter().filter_map(User::carrier))
+    }
+
+    /// All users, by what drives them.
+    pub(super) fn engines(&self) -> BTreeMap<String, u32> {
+        count(self.all().iter().map(User::engine))
     }
 
     /// Cuts and ends all.
     pub(super) async fn close(&self) {
         let all = self.all();
-        all.iter().for_each(Client::disconnect_now);
+        all.iter().for_each(User::cut);
+        self.builders.engine.end();
         // A client that cannot say goodbye any more does not change the verdict.
-        let closing = futures_util::future::join_all(all.iter().map(Client::close));
+        let closing = futures_util::future::join_all(all.iter().map(User::close));
         let _ = tokio::time::timeout(CLOSE_MAX, closing).await;
     }
+}
+
+fn count(words: impl Iterator<Item = &'static str>) -> BTreeMap<String, u32> {
+    let mut counts = BTreeMap::new();
+    for word in words {
+        match counts.get_mut(word) {
+            Some(count) => *count += 1,
+            None => drop(counts.insert(word.to_owned(), 1)),
+        }
+    }
+    counts
 }
 
 impl Run {
@@ -142,7 +285,7 @@ impl Run {
                 (false, None) => lost = Some(self.elapsed_us()),
                 (true, Some(from)) => {
                     lost = None;
-                    self.resumed(from, &state);
+                    self.resumed(from, carrier(&state));
                 }
                 _ => {}
             }
@@ -152,11 +295,12 @@ impl Run {
         }
     }
 
-    fn resumed(&self, from_us: u64, state: &State) {
+    /// A connection is there again that was lost then.
+    pub(super) fn resumed(&self, from_us: u64, carrier: Option<&'static str>) {
         let at_us = self.elapsed_us();
         let mut record = self.lock();
         let phase = record.phase(&self.scenario, from_us, at_us);
-        record.measured.resume.record(phase, carrier(state), at_us.saturating_sub(from_us));
+        record.measured.resume.record(phase, carrier, at_us.saturating_sub(from_us));
     }
 }
 
@@ -172,7 +316,7 @@ pub(super) fn carrier(state: &State) -> Option<&'static str> {
     }
 }
 
-type Ways = (Vec<Proxy>, Option<(Arc<Balancer>, Vec<String>)>);
+type Ways = (Vec<Proxy>, Option<Road>);
 
 /// A proxy in front of each server.
 async fn bad_ways(scenario: &Scenario, target: &Target) -> Result<Ways> {
@@ -193,8 +337,8 @@ async fn bad_ways(scenario: &Scenario, target: &Target) -> Result<Ways> {
         servers.push(format!("{scheme}://{}", proxy.local_addr()));
         ways.push(proxy);
     }
-    let balancer = Arc::new(Balancer::of(&servers).map_err(anyhow::Error::msg)?);
-    Ok((ways, Some((balancer, servers))))
+    let balancer = Balancer::of(&servers).map_err(anyhow::Error::msg)?;
+    Ok((ways, Some(Road::new(balancer, &servers))))
 }
 
 fn address(target: &Target, server: &str, user: u32) -> Result<String> {
@@ -217,7 +361,7 @@ pub(crate) fn builder(target: &Target, balancer: &Arc<Balancer>, user: u32) -> R
 
 /// The same, to an address of its own.
 pub(crate) fn builder_to(target: &Target, balancer: &Arc<Balancer>, address: String, user: u32) -> Builder {
-    let (name, device) = (target.name(user), "load".to_owned());
+    let (name, device) = (target.name(user), DEVICE.to_owned());
     let builder = Client::builder(address)
         .connector(Arc::<Balancer>::clone(balancer))
         .device(device.clone())
@@ -230,7 +374,17 @@ pub(crate) fn builder_to(target: &Target, balancer: &Arc<Balancer>, address: Str
 
 /// Waits for all of them.
 pub(crate) async fn connected(clients: &[Client], max: Duration) -> Result<()> {
-    let all = futures_util::future::try_join_all(clients.iter().map(Client::connected));
+    within(max, futures_util::future::try_join_all(clients.iter().map(Client::connected))).await
+}
+
+async fn all_connected(users: &[User]) -> Result<()> {
+    within(CONNECT_MAX, futures_util::future::try_join_all(users.iter().map(User::connected))).await
+}
+
+async fn within<T, E>(max: Duration, all: impl Future<Output = Result<T, E>>) -> Result<()>
+where
+    Result<T, E>: Context<T, E>,
+{
     tokio::time::timeout(max, all)
         .await
         .with_context(|| {

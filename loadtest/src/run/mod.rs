@@ -1,6 +1,7 @@
 //! Runs a scenario against a server. **Invariant:** the load is open: when the server is slow, sends are not.
 
 mod clients;
+mod host;
 mod outcome;
 mod traffic;
 mod troubles;
@@ -11,7 +12,7 @@ pub(crate) use traffic::fate;
 pub(crate) use troubles::DRAIN_HINT;
 
 use crate::agents::{Crew, Workers};
-use crate::audit::Ledger;
+use crate::audit::{Ledger, SubmitKey};
 use crate::carriers::Choice;
 use crate::faults::Fault;
 use crate::measure::{Measured, Phase};
@@ -24,7 +25,6 @@ use crate::server::Spawned;
 use crate::tokens::Issuer;
 use crate::watch::Watch;
 use anyhow::Result;
-use chappe_client::Client;
 use chappe_protocol::world::World;
 use clients::Crowd;
 use std::net::IpAddr;
@@ -157,14 +157,14 @@ impl Run {
     pub(crate) async fn prepare(
         scenario: Scenario,
         target: Target,
-        world: &dyn World,
+        world: &Arc<dyn World>,
         progress: Progress,
     ) -> Result<Arc<Self>> {
         let mut key = [0; 32];
         world.fill_random(&mut key);
-        let crowd = Crowd::gather(&scenario, &target, &progress).await?;
+        let crowd = Crowd::gather(&scenario, &target, world, &progress).await?;
         let measured = Measured::new(scenario.duration);
-        Ok(Arc::new(Self {
+        let run = Arc::new(Self {
             scenario,
             target,
             tagger: Tagger::new(&key),
@@ -175,7 +175,9 @@ impl Run {
             hurry: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             progress,
-        }))
+        });
+        run.crowd.serve(Arc::downgrade(&run));
+        Ok(run)
     }
 
     /// When the load began; now, if it has not.
@@ -196,15 +198,22 @@ impl Run {
         let live = self.lock().live(self.crowd.sessions());
         (self.progress)(0, &Pulse { line: line.to_owned(), share, live });
     }
-
-    fn client(&self, user: u32) -> Client {
-        self.crowd.client(user)
-    }
 }
 
 impl Record {
     fn live(&self, sessions: u64) -> Live {
         Live { sessions, errors: self.measured.errors.values().sum(), ..self.ledger.live() }
+    }
+
+    /// Notes a submit before it leaves. `false`: it must not, since the ledger is full; it is counted as skipped.
+    fn invoke(&mut self, key: SubmitKey, intended_us: u64, targets: &[u32], at_us: u64) -> bool {
+        if !self.ledger.has_room() {
+            self.measured.skipped += 1;
+            return false;
+        }
+        self.ledger.invoke(key, at_us, targets);
+        self.measured.sent(intended_us, at_us);
+        true
     }
 
     /// Where a measurement of this span belongs.

@@ -55,8 +55,8 @@ impl Run {
     pub(crate) async fn finish(self: &Arc<Self>, max: Duration) -> Result<Outcome> {
         self.hurry.store(true, Ordering::Relaxed);
         for user in (0..self.scenario.users).filter(|user| self.is_away(*user)) {
-            let client = self.crowd.renew(user)?;
-            self.attend(user, client);
+            let new = self.crowd.renew(user)?;
+            self.attend(user, new);
         }
         let end = now() + max;
         loop {
@@ -76,6 +76,7 @@ impl Run {
         record.measured.cpu_seconds = own.cpu_seconds;
         record.measured.rss_bytes = record.measured.rss_bytes.max(own.rss_bytes);
         record.measured.carriers = self.crowd.carriers();
+        record.measured.engines = self.crowd.engines();
         Ok(Outcome {
             audit: record.ledger.audit(),
             measured: record.measured.clone(),

@@ -1,15 +1,20 @@
 //! What users send and receive. **Invariant:** a submit is noted before its first byte leaves, and an envelope before it is
 //! acked.
 
-use super::Run;
-use super::clients::carrier;
+use super::clients::{User, carrier};
+use super::{Record, Run};
 use crate::audit::{Fate, Received, SubmitKey};
+use crate::lean::Session;
 use crate::measure::Phase;
 use crate::payload::Tag;
 use crate::scenario::Send;
-use chappe_client::{Client, Event, Outcome, Outgoing, Pending};
+use chappe_client::{
+    Client, DeviceFilter, Event, Millis, Outcome, Outgoing, Pending, Receipt, Sender, SubmitId, Urgency,
+};
+use chappe_protocol::frame::{Submit, Target};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,6 +22,16 @@ use tokio::sync::mpsc;
 
 /// Sends that wait for one user's client at most; beyond it they are skipped and counted.
 const QUEUE_MAX: usize = 1024;
+
+/// Sends that are due are submitted together, so many at most.
+const BATCH: usize = 256;
+
+/// An envelope as the audit sees it.
+pub(super) struct Got {
+    received: Received,
+    /// If it is of this run and from whom it says.
+    tag: Option<Tag>,
+}
 
 /// What an outcome means for the audit.
 pub(crate) fn fate(outcome: &Outcome) -> Fate {
@@ -58,17 +73,22 @@ impl Run {
     fn begin(self: &Arc<Self>) {
         for user in 0..self.scenario.users {
             if !self.is_away(user) {
-                self.attend(user, self.client(user));
+                self.attend(user, self.crowd.user(user));
             }
         }
         self.tasks.spawn(Arc::clone(self).disconnect());
         self.tasks.spawn(Arc::clone(self).trouble_ways());
     }
 
-    /// From now on this client's envelopes are received and its connections watched.
-    pub(super) fn attend(self: &Arc<Self>, user: u32, client: Client) {
-        self.tasks.spawn(Arc::clone(self).follow(client.clone()));
-        self.tasks.spawn(Arc::clone(self).receive(user, client));
+    /// From now on this user's envelopes are received and his connections watched.
+    pub(super) fn attend(self: &Arc<Self>, user: u32, by: User) {
+        match by {
+            User::Lean(session) => session.attend(),
+            User::Sdk(client) => {
+                self.tasks.spawn(Arc::clone(self).follow(client.clone()));
+                self.tasks.spawn(Arc::clone(self).receive(user, client));
+            }
+        }
     }
 
     /// Whether this user is away while the load is on.
@@ -78,46 +98,110 @@ impl Run {
 
     /// Sends by the plan, whatever the answers do. Returns how long it took.
     async fn send(self: &Arc<Self>) -> Duration {
-        let mut queues: Vec<Option<mpsc::Sender<Send>>> = vec![None; self.scenario.users as usize];
+        let users: Vec<User> = self.crowd.all();
+        let mut queues: HashMap<u32, mpsc::Sender<Send>> = HashMap::new();
+        let mut counters: Vec<u64> = vec![0; users.len()];
+        let mut due: Vec<(Send, &Arc<Session>)> = Vec::new();
         let mut shown = Duration::ZERO;
         for send in self.scenario.sends() {
             if send.targets.is_empty() {
                 continue;
             }
-            tokio::time::sleep_until(self.start() + send.at).await;
+            if due.len() >= BATCH || (!due.is_empty() && send.at > self.start().elapsed()) {
+                self.submit_all(&mut due, &mut counters);
+                // Sessions whose socket was full, and those that hear something, have their turn.
+                tokio::task::yield_now().await;
+            }
+            if send.at > self.start().elapsed() {
+                tokio::time::sleep_until(self.start() + send.at).await;
+            }
             if send.at >= shown {
                 self.pulse("sending", send.at.as_secs_f64() / self.scenario.duration.as_secs_f64());
                 shown = send.at + Duration::from_millis(250);
             }
-            let sender = send.sender;
-            let queue = queues[sender as usize].get_or_insert_with(|| {
-                let (queue, sends) = mpsc::channel(QUEUE_MAX);
-                self.tasks.spawn(Arc::clone(self).submit(sender, sends));
-                queue
-            });
-            if queue.try_send(send).is_err() {
-                self.lock().measured.skipped += 1;
+            match &users[send.sender as usize] {
+                User::Lean(session) => due.push((send, session)),
+                User::Sdk(client) => {
+                    let queue = queues.entry(send.sender).or_insert_with(|| {
+                        let (queue, sends) = mpsc::channel(QUEUE_MAX);
+                        self.tasks.spawn(Arc::clone(self).submit(send.sender, client.clone(), sends));
+                        queue
+                    });
+                    if queue.try_send(send).is_err() {
+                        self.lock().measured.skipped += 1;
+                    }
+                }
             }
         }
+        self.submit_all(&mut due, &mut counters);
         self.start().elapsed()
     }
 
+    /// Notes all these sends, then lets them leave: what one session sends now leaves at once.
+    fn submit_all(&self, due: &mut Vec<(Send, &Arc<Session>)>, counters: &mut [u64]) {
+        let sends = due.len();
+        due.retain(|(_, session)| session.has_room());
+        let at_us = self.elapsed_us();
+        {
+            let mut record = self.lock();
+            record.measured.skipped += (sends - due.len()) as u64;
+            due.retain(|(send, _)| {
+                let counter = &mut counters[send.sender as usize];
+                let key = SubmitKey { sender: send.sender, counter: *counter };
+                let noted = record.invoke(key, micros(send.at), &send.targets, at_us);
+                *counter += u64::from(noted);
+                noted
+            });
+        }
+        self.in_flight.fetch_add(due.len() as u64, Ordering::Relaxed);
+        // Those of one session stand in the order of their counters, which end here.
+        let mut left: HashMap<u32, u64> = HashMap::new();
+        for (send, _) in due.iter() {
+            *left.entry(send.sender).or_default() += 1;
+        }
+        for (send, session) in due.iter_mut() {
+            let left = left.entry(send.sender).or_default();
+            let counter = counters[send.sender as usize] - *left;
+            *left -= 1;
+            let intended_us = micros(send.at);
+            let targets = std::mem::take(&mut send.targets);
+            let tag = Tag { sender: send.sender, counter, intended_us, targets };
+            session.submit(counter, self.submit_of(&tag), intended_us);
+            if *left == 0 {
+                session.flush();
+            }
+        }
+        due.clear();
+    }
+
+    fn submit_of(&self, tag: &Tag) -> Submit {
+        let target = |(number, user): (u32, &u32)| Target {
+            number,
+            user: self.crowd.names[*user as usize].clone(),
+            devices: DeviceFilter::All,
+            device_set_version: None,
+            payload: 0,
+        };
+        Submit {
+            submit_id: SubmitId(rand::random()),
+            attempt: 1,
+            payloads: vec![self.tagger.write(tag, self.scenario.payload)],
+            targets: (0..).zip(&tag.targets).map(target).collect(),
+            ttl: Millis(0),
+            urgency: Urgency::default(),
+            ephemeral: false,
+        }
+    }
+
     /// One user's submits, in order.
-    async fn submit(self: Arc<Self>, user: u32, mut sends: mpsc::Receiver<Send>) {
-        let client = self.client(user);
+    async fn submit(self: Arc<Self>, user: u32, client: Client, mut sends: mpsc::Receiver<Send>) {
         let mut counter = 0;
         while let Some(send) = sends.recv().await {
             let intended_us = micros(send.at);
             let key = SubmitKey { sender: user, counter };
-            {
-                let at_us = self.elapsed_us();
-                let mut record = self.lock();
-                if !record.ledger.has_room() {
-                    record.measured.skipped += 1;
-                    continue;
-                }
-                record.ledger.invoke(key, at_us, &send.targets);
-                record.measured.sent(intended_us, at_us);
+            let at_us = self.elapsed_us();
+            if !self.lock().invoke(key, intended_us, &send.targets, at_us) {
+                continue;
             }
             counter += 1;
             let tag = Tag { sender: user, counter: key.counter, intended_us, targets: send.targets };
@@ -140,10 +224,22 @@ impl Run {
 
     async fn decide(self: Arc<Self>, key: SubmitKey, intended_us: u64, client: Client, pending: Pending) {
         let Ok(receipt) = pending.receipt().await else { return };
-        let fates: Vec<Fate> = receipt.targets.iter().map(|target| fate(&target.outcome)).collect();
         let (at_us, carrier) = (self.elapsed_us(), carrier(&client.state()));
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        let mut record = self.lock();
+        self.note_decided(&mut self.lock(), key, intended_us, &receipt, carrier, at_us);
+    }
+
+    /// Writes down what became of a submit.
+    pub(super) fn note_decided(
+        &self,
+        record: &mut Record,
+        key: SubmitKey,
+        intended_us: u64,
+        receipt: &Receipt,
+        carrier: Option<&'static str>,
+        at_us: u64,
+    ) {
+        let fates: Vec<Fate> = receipt.targets.iter().map(|target| fate(&target.outcome)).collect();
         record.ledger.decide(key, at_us, &fates);
         for code in receipt.targets.iter().filter_map(|target| code(&target.outcome)) {
             record.measured.error(code, at_us);
@@ -152,33 +248,46 @@ impl Run {
         record.measured.decided(phase, carrier, intended_us, at_us);
     }
 
+    /// What an envelope of this sender says of itself.
+    pub(super) fn read(&self, by: u32, sender: Option<&Sender>, payload: &[u8]) -> Got {
+        // What comes in another's name was never sent by him.
+        let from = sender.and_then(|from| self.target.number(from.user.as_str()));
+        let tag = self.tagger.read(payload).filter(|tag| Some(tag.sender) == from);
+        let received = Received {
+            by,
+            key: tag.as_ref().map(|tag| SubmitKey { sender: tag.sender, counter: tag.counter }),
+            addressed: tag.as_ref().is_some_and(|tag| tag.targets.contains(&by)),
+        };
+        Got { received, tag }
+    }
+
+    /// Writes down an envelope.
+    pub(super) fn note_received(
+        &self,
+        record: &mut Record,
+        got: Got,
+        carrier: Option<&'static str>,
+        at_us: u64,
+    ) {
+        record.ledger.receive(got.received);
+        let Some(tag) = got.tag else { return };
+        let phase = match got.received.by {
+            user if self.is_away(user) => Phase::Backlog,
+            user if self.is_slow(user) => Phase::Slow,
+            _ => record.phase(&self.scenario, tag.intended_us, at_us),
+        };
+        record.measured.delivered(phase, carrier, tag.intended_us, at_us);
+    }
+
     /// One user's deliveries, until the client ends.
     async fn receive(self: Arc<Self>, user: u32, client: Client) {
         let slow = self.is_slow(user);
         while let Some(event) = client.next_event().await {
             let Event::Envelope(envelope) = event else { continue };
             let at_us = self.elapsed_us();
-            // What comes in another's name was never sent by him.
-            let from = envelope.sender.as_ref().and_then(|from| self.target.number(from.user.as_str()));
-            let tag = self.tagger.read(&envelope.payload).filter(|tag| Some(tag.sender) == from);
-            let received = Received {
-                by: user,
-                key: tag.as_ref().map(|tag| SubmitKey { sender: tag.sender, counter: tag.counter }),
-                addressed: tag.as_ref().is_some_and(|tag| tag.targets.contains(&user)),
-            };
+            let got = self.read(user, envelope.sender.as_ref(), &envelope.payload);
             let carrier = carrier(&client.state());
-            {
-                let mut record = self.lock();
-                record.ledger.receive(received);
-                if let Some(tag) = tag {
-                    let phase = match () {
-                        () if self.is_away(user) => Phase::Backlog,
-                        () if slow => Phase::Slow,
-                        () => record.phase(&self.scenario, tag.intended_us, at_us),
-                    };
-                    record.measured.delivered(phase, carrier, tag.intended_us, at_us);
-                }
-            }
+            self.note_received(&mut self.lock(), got, carrier, at_us);
             if slow && !self.hurry.load(Ordering::Relaxed) {
                 tokio::time::sleep(self.scenario.sessions.slow_pause).await;
             }
@@ -187,7 +296,7 @@ impl Run {
     }
 
     /// The first ones, so that they are others than those who are away or have a bad path.
-    fn is_slow(&self, user: u32) -> bool {
+    pub(super) fn is_slow(&self, user: u32) -> bool {
         let slow = f64::from(self.scenario.users) * self.scenario.sessions.slow_percent / 100.0;
         f64::from(user) < slow
     }
@@ -202,7 +311,7 @@ impl Run {
         let mut random = StdRng::seed_from_u64(self.scenario.seed ^ 0xd15c_0ec7);
         while self.start().elapsed() < self.scenario.duration {
             tokio::time::sleep(pause).await;
-            self.client(random.random_range(0..self.scenario.users)).disconnect_now();
+            self.crowd.user(random.random_range(0..self.scenario.users)).cut();
             self.lock().measured.disconnects += 1;
         }
     }

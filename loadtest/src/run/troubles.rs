@@ -1,6 +1,7 @@
 //! What is broken in a run, and what happens at its times. **Invariant:** only a server that the harness started, or a cluster
 //! of this machine's scripts, is ever touched; each trouble is noted by every worker with its beginning and its end.
 
+use super::clients::User;
 use super::{Plan, Run, now};
 use crate::agents::Crew;
 use crate::faults::{self, Fault};
@@ -9,7 +10,6 @@ use crate::proxy::{Carriers, Proxy};
 use crate::scenario::{Event, Happening};
 use crate::server::Spawned;
 use anyhow::{Context, Result, bail};
-use chappe_client::Client;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -128,8 +128,8 @@ impl Run {
         // Clients notice the loss only now: give them a moment.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let there = (0..self.scenario.users).filter(|user| !self.is_away(*user));
-        let clients: Vec<Client> = there.map(|user| self.client(user)).collect();
-        let back = futures_util::future::join_all(clients.iter().map(Client::connected));
+        let users: Vec<User> = there.map(|user| self.crowd.user(user)).collect();
+        let back = futures_util::future::join_all(users.iter().map(User::connected));
         // Those who are not back by then are the run's findings, not a reason to wait.
         let _ = tokio::time::timeout(RECONNECT_MAX, back).await;
         let at_us = self.elapsed_us();
@@ -138,7 +138,7 @@ impl Run {
 
     /// Cuts every connection.
     pub(crate) fn storm(&self) {
-        self.crowd.all().iter().for_each(Client::disconnect_now);
+        self.crowd.all().iter().for_each(User::cut);
     }
 
     /// What happens on the bad ways until the load is over.

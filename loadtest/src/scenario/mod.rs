@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Sessions that one process holds: it may open 20,000 files where we measure, and some are its own.
-pub const USERS_MAX: u32 = 15_000;
+pub const USERS_MAX: u32 = 19_000;
 
 /// A scenario. What is left out has the value that is said here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,6 +43,8 @@ pub struct Scenario {
     pub payload: usize,
     /// What users connect with; left out: what the scheme of the server's address says.
     pub carrier: Option<Choice>,
+    /// Whether the SDK drives the users of WebSocket, too, and not sessions that keep its rules and cost less; false.
+    pub sdk: bool,
     /// Decides everything that is random; 1.
     pub seed: u64,
     /// How often a server that was started by the harness is killed, evenly over the duration; 0.
@@ -225,6 +227,7 @@ impl Default for Scenario {
             connect_over: Duration::ZERO,
             payload: 256,
             carrier: None,
+            sdk: false,
             seed: 1,
             kills: 0,
             faults: None,

@@ -352,13 +352,14 @@ async fn a_stream_of_the_old_kind_is_replaced() {
     // Ours may be quicker with a new stream than it is.
     let mut tries = 0;
     loop {
-        let deleted = context.delete_stream(stream_of(&cluster)).await;
+        // Fails where there is none at the moment: the next creation decides.
+        let _ = context.delete_stream(stream_of(&cluster)).await;
         let created = context.create_stream(old.clone()).await;
         tries += 1;
         if created.is_ok() {
             break;
         }
-        assert!(tries < 20, "{deleted:?} {created:?}");
+        assert!(tries < 20, "{created:?}");
     }
     until("it is replaced again", || router.wakes.created.get() >= 2).await;
     assert_eq!(retention().await, RetentionPolicy::WorkQueue);
