@@ -6,12 +6,18 @@ use chappe_protocol::id::MailboxId;
 use chappe_protocol::internode::{DeviceNews, Doorbell, Ring};
 use tokio::sync::mpsc;
 
+/// Doorbells of one turn: with fewer, thousands of busy sessions would have theirs between two turns, and the queue would run over.
+const TURN_MAX: usize = 1024;
+
 /// Hears doorbells until the links drop the gateway.
 pub(crate) async fn run(gateway: &Gateway, mut bells: mpsc::Receiver<Doorbell>) {
-    while let Some(bell) = bells.recv().await {
-        gateway.metrics.doorbells_total.inc();
+    let mut turn = Vec::new();
+    while bells.recv_many(&mut turn, TURN_MAX).await > 0 {
+        gateway.metrics.doorbells_total.inc_by(turn.len() as u64);
         gateway.metrics.doorbell_queue.set(i64::try_from(bells.len()).unwrap_or(i64::MAX));
-        hear(gateway, bell);
+        for bell in turn.drain(..) {
+            hear(gateway, bell);
+        }
     }
 }
 

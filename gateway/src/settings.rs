@@ -37,6 +37,8 @@ pub struct TlsConfig {
 pub struct LimitsConfig {
     /// Sessions of this process.
     pub sessions_max: u32,
+    /// TLS, WebSocket and QUIC handshakes per second, sustained; twice as many may come at once. What is beyond is closed before any work.
+    pub handshakes_per_second: u32,
     /// Payload bytes of one envelope.
     pub envelope_bytes_max: u32,
     /// Targets of one submit.
@@ -66,6 +68,7 @@ impl Default for LimitsConfig {
         let told = chappe_protocol::frame::Limits::default();
         Self {
             sessions_max: 100_000,
+            handshakes_per_second: 2_000,
             envelope_bytes_max: told.envelope_bytes_max,
             targets_max: told.targets_max,
             ttl_seconds_max: u32::try_from(told.ttl_max.0 / 1000).unwrap_or(u32::MAX),
@@ -152,6 +155,7 @@ impl LimitsConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         let told = chappe_protocol::frame::Limits::default();
         between("limits.sessions_max", self.sessions_max, 1, 10_000_000)?;
+        between("limits.handshakes_per_second", self.handshakes_per_second, 1, 1_000_000)?;
         between("limits.envelope_bytes_max", self.envelope_bytes_max, 1, told.frame_bytes_max / 2)?;
         between("limits.targets_max", self.targets_max, 1, 10_000)?;
         between("limits.ttl_seconds_max", self.ttl_seconds_max, 1, 365 * 24 * 3600)?;
@@ -189,6 +193,8 @@ pub fn gateway_config(
     gateway.handshake.codec.message_bytes_max = session.limits.frame_bytes_max;
     gateway.session = Arc::new(session);
     gateway.sessions_max = usize::try_from(limits.sessions_max).unwrap_or(usize::MAX);
+    gateway.handshakes_per_second = limits.handshakes_per_second;
+    gateway.handshakes_burst = limits.handshakes_per_second.saturating_mul(2);
     gateway.drain.budget = Millis(u64::from(drain.budget_ms));
     gateway.drain.sessions_per_second = drain.sessions_per_second;
     gateway

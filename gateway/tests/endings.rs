@@ -179,7 +179,7 @@ async fn a_session_that_enters_while_a_drain_starts_is_told_and_closed() {
     let ours = running.clone();
     #[allow(clippy::disallowed_methods)] // waited for below
     let task = tokio::spawn(poll_fn(move |cx| ours.lock().unwrap().as_mut().poll(cx)));
-    let gateway = Gateway { door, net: cluster.net.clone(), udp, drain: drain.clone(), task, metrics };
+    let gateway = Gateway { door, net: cluster.net.clone(), udp, drain: drain.clone(), task, metrics, io: Arc::default() };
     *ambush.meanwhile.lock().unwrap() = Some(Box::new(move || {
         drain.cancel();
         // The drain starts here and now, and finds no session; its own task goes on with it later.

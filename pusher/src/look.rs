@@ -95,15 +95,28 @@ pub struct Look {
     pub sealed: usize,
 }
 
-/// A device with slots behind its cursor.
+/// A device with slots behind its cursor, and where it is reached.
 struct Behind {
     device: Device,
     cursor: Seq,
+    settings: PushSettings,
     /// Its last wake, if it has not acked what that was for.
     woken: Option<Woken>,
     /// When its last wake was, acked or not.
     last: Option<UnixMillis>,
     fresh: Fresh,
+}
+
+/// What is known of a device before any slot is read. Slots that wait for a device which cannot be reached are not read: every hint of
+/// its mailbox would have them read anew.
+enum Standing {
+    /// It has everything.
+    Ahead,
+    Behind(Box<Behind>),
+    /// It has registered nothing to be woken through.
+    Unreachable,
+    /// Its targets do not open.
+    Sealed,
 }
 
 /// What a device was not woken for yet.
@@ -153,9 +166,17 @@ impl Eyes {
         }
         let devices = self.store.devices(mailbox).await?.devices;
         let candidates = devices.into_iter().filter(|device| !device.revoked && device.since < head);
-        let behind = stream::iter(candidates.map(|device| self.behind(mailbox, device)));
-        let behind: Vec<Behind> = behind.buffered(READS_MAX).try_collect().await?;
-        let mut behind: Vec<Behind> = behind.into_iter().filter(|one| one.cursor < head).collect();
+        let standing = stream::iter(candidates.map(|device| self.standing(mailbox, head, device)));
+        let standing: Vec<Standing> = standing.buffered(READS_MAX).try_collect().await?;
+        let mut behind = Vec::new();
+        for one in standing {
+            match one {
+                Standing::Ahead => {}
+                Standing::Behind(one) => behind.push(*one),
+                Standing::Unreachable => look.unreachable += 1,
+                Standing::Sealed => look.sealed += 1,
+            }
+        }
         if behind.is_empty() {
             return Ok(look);
         }
@@ -182,15 +203,27 @@ impl Eyes {
         Ok(look)
     }
 
-    async fn behind(&self, mailbox: MailboxId, device: Device) -> Result<Behind> {
-        let (cursor, woken) = tokio::try_join!(
-            self.store.cursor(mailbox, &device.device),
-            self.store.woken(mailbox, &device.device)
-        )?;
-        let cursor = cursor.max(device.since);
+    async fn standing(&self, mailbox: MailboxId, head: Seq, device: Device) -> Result<Standing> {
+        let cursor = self.store.cursor(mailbox, &device.device).await?.max(device.since);
+        if cursor >= head {
+            return Ok(Standing::Ahead);
+        }
+        let Some(sealed) = self.store.push_targets(mailbox, &device.device).await? else {
+            return Ok(Standing::Unreachable);
+        };
+        let settings = match self.keys.open(&sealed, mailbox, &device.device) {
+            Ok(settings) if settings.targets.is_empty() => return Ok(Standing::Unreachable),
+            Ok(settings) => settings,
+            Err(error) => {
+                tracing::error!("push_sealed: {error}");
+                return Ok(Standing::Sealed);
+            }
+        };
+        let woken = self.store.woken(mailbox, &device.device).await?;
         let last = woken.map(|woken| woken.at);
         let woken = woken.filter(|woken| woken.seq > cursor);
-        Ok(Behind { device, cursor, woken, last, fresh: Fresh::default() })
+        let behind = Behind { device, cursor, settings, woken, last, fresh: Fresh::default() };
+        Ok(Standing::Behind(Box::new(behind)))
     }
 
     /// Reads what the devices were not woken for yet.
@@ -242,29 +275,13 @@ impl Eyes {
         attempt: u8,
         now: UnixMillis,
     ) -> Result<()> {
-        let device = one.device.device.clone();
         let mut upto = one.fresh.upto;
         if upto.is_none() {
             let Some(left) = self.left(&one, ask.mailbox, now).await? else { return Ok(()) };
             upto = one.woken.map(|woken| woken.seq);
             one.fresh = left;
         }
-        let Some(sealed) = self.store.push_targets(ask.mailbox, &device).await? else {
-            look.unreachable += 1;
-            return Ok(());
-        };
-        let settings = match self.keys.open(&sealed, ask.mailbox, &device) {
-            Ok(settings) if settings.targets.is_empty() => {
-                look.unreachable += 1;
-                return Ok(());
-            }
-            Ok(settings) => settings,
-            Err(error) => {
-                tracing::error!("push_sealed: {error}");
-                look.sealed += 1;
-                return Ok(());
-            }
-        };
+        let Behind { device: Device { device, .. }, settings, .. } = one;
         let urgency = one.fresh.urgency;
         // Never later than an interval from now: whoever wrote that time may have had a clock far ahead. One that came is woken
         // anew at once for what a person notices; what nobody notices waits, since providers count it.

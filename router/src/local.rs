@@ -1,5 +1,6 @@
 //! Links inside one process: gateways and routers meet through channels and tasks.
-//! **Invariant:** a caller that gives up leaves the request running, as a message bus would; a full queue drops the doorbell.
+//! **Invariant:** a caller that gives up leaves the request running, as a message bus would; a full queue drops the doorbell and raises
+//! the alarm.
 
 use crate::Router;
 use crate::links::{LinkError, Links};
@@ -10,12 +11,14 @@ use chappe_protocol::internode::{Doorbell, Reply, Request};
 use chappe_protocol::time::Millis;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// The routers and gateways of one process. Routers hold the links and the links hold the routers: remove the routers
 /// (or [`LocalLinks::clear`]) when they end.
 pub struct LocalLinks {
     metrics: Arc<RouterMetrics>,
+    /// Counts doorbells that were dropped.
+    alarms: watch::Sender<u64>,
     inner: Mutex<Inner>,
 }
 
@@ -28,7 +31,7 @@ struct Inner {
 impl LocalLinks {
     /// Links without routers and gateways.
     pub fn new(metrics: Arc<RouterMetrics>) -> Self {
-        Self { metrics, inner: Mutex::default() }
+        Self { metrics, alarms: watch::Sender::default(), inner: Mutex::default() }
     }
 
     /// Adds a router under a name of the caller's choice; the name decides its affinity.
@@ -52,6 +55,11 @@ impl LocalLinks {
     /// Takes a gateway out.
     pub fn remove_gateway(&self, gateway: GatewayId) {
         self.lock().gateways.remove(&gateway);
+    }
+
+    /// Changes when a doorbell was dropped: a gateway that hears of it asks for the heads of its mailboxes.
+    pub fn alarms(&self) -> watch::Receiver<u64> {
+        self.alarms.subscribe()
     }
 
     /// Takes everything out.
@@ -117,6 +125,7 @@ impl Links for LocalLinks {
         let rung = inner.gateways.get(&gateway).is_some_and(|sender| sender.try_send(bell).is_ok());
         if !rung {
             self.metrics.doorbells_dropped_link.inc();
+            self.alarms.send_modify(|alarms| *alarms += 1);
         }
     }
 }

@@ -29,7 +29,7 @@ async fn a_commit_rings_with_the_slot_and_a_duplicate_without() {
     let mut cluster = Cluster::new(1);
     let ben = cluster.mailbox("ben", &["phone"]).await;
     cluster.lease(ben, "phone").await;
-    cluster.submit(submit_of("ana", ben, None, &[1, 2])).await;
+    cluster.submit(submit_of("ana", ben, None, &[6, 7])).await;
     let bells = cluster.bells().await;
     let log = cluster.log(ben).await;
     let slots: Vec<_> = bells.iter().map(|bell| bell.ring.clone()).collect();
@@ -80,10 +80,14 @@ async fn a_full_gateway_loses_doorbells_and_nobody_waits() {
     let ben = cluster.mailbox("ben", &["phone"]).await;
     cluster.bells = cluster.links.add_gateway(cluster.gateway, 2);
     cluster.lease(ben, "phone").await;
+    let alarms = cluster.links.alarms();
+    cluster.submit(submit_of("ana", ben, None, &[6, 7])).await;
+    assert_eq!((cluster.bells().await.len(), alarms.has_changed().unwrap()), (2, false));
     cluster.submit(submit_of("ana", ben, None, &[1, 2, 3, 4, 5])).await;
+    assert!(alarms.has_changed().unwrap(), "gateways are to ask what they have missed");
     assert_eq!(cluster.bells().await.len(), 2);
     assert_eq!(cluster.metrics.doorbells_dropped_link.get(), 3);
-    assert_eq!(numbers(&cluster.log(ben).await), [1, 2, 3, 4, 5]);
+    assert_eq!(numbers(&cluster.log(ben).await), [6, 7, 1, 2, 3, 4, 5]);
     cluster.links.measure();
     assert_eq!(cluster.metrics.gateway_queue_bells.get(), 0);
     assert_eq!((cluster.metrics.doorbell_queue.get(), cluster.metrics.doorbell_bytes.get()), (0, 0));
@@ -156,7 +160,7 @@ async fn a_probe_finds_a_mailbox_whose_doorbell_was_lost_and_reads_no_other() {
     let second = probe(&cluster, Some(first.as_of), vec![(ben, Seq(0)), (cleo, Seq(0))]).await;
     assert_eq!(heads(&second), [], "nothing has happened for ten minutes");
     assert!(second.as_of > first.as_of);
-    cluster.submit(submit_of("ana", ben, None, &[1, 2])).await;
+    cluster.submit(submit_of("ana", ben, None, &[6, 7])).await;
     tokio::time::sleep(Duration::from_secs(45)).await;
     let third = probe(&cluster, Some(second.as_of), vec![(ben, Seq(0)), (cleo, Seq(0))]).await;
     assert_eq!(heads(&third), [(ben, Seq(2))]);

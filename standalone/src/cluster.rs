@@ -16,7 +16,7 @@ use futures_util::Stream;
 use prometheus::Registry;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// Leases that the directory holds at most.
@@ -130,7 +130,7 @@ impl Cluster {
             links: Arc::clone(&self.links),
             presence: Arc::clone(&self.presence),
             bells,
-            alarms: watch::channel(0).1,
+            alarms: self.local.alarms(),
             verifier,
             tls: doors.tls,
             quic: doors.quic,

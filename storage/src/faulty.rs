@@ -12,7 +12,7 @@ use chappe_protocol::id::{
 use chappe_protocol::testing::TestWorld;
 use chappe_protocol::time::UnixMillis;
 use chappe_protocol::world::World;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -38,6 +38,8 @@ pub struct Faults {
 }
 
 impl Faults {
+    /// Nothing: the calls are only counted.
+    pub const NONE: Self = Self { delay_ms_max: 0, unavailable: 0, lost_reply: 0, late: 0, stale: 0 };
     /// Everything now and then.
     pub const MANY: Self = Self { delay_ms_max: 20, unavailable: 30, lost_reply: 30, late: 30, stale: 30 };
 }
@@ -58,6 +60,7 @@ pub struct Faulty<R> {
     on: AtomicBool,
     random: TestWorld,
     late: Mutex<VecDeque<Late>>,
+    calls: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// What becomes of a call.
@@ -73,12 +76,24 @@ impl<R: Rows> Faulty<R> {
     /// Faults from a seed, switched on.
     pub fn new(rows: Arc<R>, seed: u64, faults: Faults) -> Self {
         let random = TestWorld::new(seed);
-        Self { rows, faults, on: AtomicBool::new(true), random, late: Mutex::default() }
+        Self {
+            rows,
+            faults,
+            on: AtomicBool::new(true),
+            random,
+            late: Mutex::default(),
+            calls: Mutex::default(),
+        }
     }
 
     /// Switches faults on or off. What is under way stays so.
     pub fn switch(&self, on: bool) {
         self.on.store(on, Ordering::SeqCst);
+    }
+
+    /// The calls since this was asked last, by the names of the methods.
+    pub fn take_calls(&self) -> BTreeMap<&'static str, u64> {
+        std::mem::take(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The rows beneath.
@@ -122,7 +137,8 @@ impl<R: Rows> Faulty<R> {
     }
 
     /// Before each call: late ones arrive, time passes, the fate is drawn.
-    async fn begin(&self) -> Fate {
+    async fn begin(&self, name: &'static str) -> Fate {
+        *self.calls.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
         for late in self.queue().iter_mut() {
             late.calls_left = late.calls_left.saturating_sub(1);
         }
@@ -142,8 +158,8 @@ impl<R: Rows> Faulty<R> {
         }
     }
 
-    async fn call<T>(&self, act: impl Future<Output = Result<T>> + Send) -> Result<T> {
-        match self.begin().await {
+    async fn call<T>(&self, name: &'static str, act: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        match self.begin(name).await {
             Fate::Unavailable => Err(down()),
             Fate::LostReply | Fate::Late => {
                 drop(act.await);
@@ -166,11 +182,11 @@ fn down() -> StoreError {
 #[async_trait]
 impl<R: Rows> Rows for Faulty<R> {
     async fn head(&self, partition: Partition) -> Result<Option<Head>> {
-        self.call(self.rows.head(partition)).await
+        self.call("head", self.rows.head(partition)).await
     }
 
     async fn compare_and_append(&self, partition: Partition, batch: Batch<'_>) -> Result<Applied> {
-        let fate = self.begin().await;
+        let fate = self.begin("compare_and_append").await;
         let lost = || Err(StoreError::Unknown("the reply was lost".into()));
         match fate {
             Fate::Unavailable => return Err(down()),
@@ -192,11 +208,11 @@ impl<R: Rows> Rows for Faulty<R> {
     }
 
     async fn seal(&self, partition: Partition, expected: Option<Seq>) -> Result<bool> {
-        self.call(self.rows.seal(partition, expected)).await
+        self.call("seal", self.rows.seal(partition, expected)).await
     }
 
     async fn find_ids(&self, partition: Partition, ids: &[EnvelopeId]) -> Result<Vec<Option<Seq>>> {
-        self.call(self.rows.find_ids(partition, ids)).await
+        self.call("find_ids", self.rows.find_ids(partition, ids)).await
     }
 
     async fn slots(
@@ -207,7 +223,8 @@ impl<R: Rows> Rows for Faulty<R> {
         bytes_max: usize,
         serial: bool,
     ) -> Result<Vec<SlotRow>> {
-        let mut rows = self.call(self.rows.slots(partition, after, rows_max, bytes_max, serial)).await?;
+        let mut rows =
+            self.call("slots", self.rows.slots(partition, after, rows_max, bytes_max, serial)).await?;
         if !serial && !rows.is_empty() && self.happens(self.faults.stale) {
             let missed = self.random.random_below(rows.len() as u64);
             rows.remove(usize::try_from(missed).unwrap_or(0));
@@ -216,47 +233,47 @@ impl<R: Rows> Rows for Faulty<R> {
     }
 
     async fn mark_lost(&self, partition: Partition, seq: Seq) -> Result<bool> {
-        self.call(self.rows.mark_lost(partition, seq)).await
+        self.call("mark_lost", self.rows.mark_lost(partition, seq)).await
     }
 
     async fn delete_slots(&self, partition: Partition) -> Result<()> {
-        self.call(self.rows.delete_slots(partition)).await
+        self.call("delete_slots", self.rows.delete_slots(partition)).await
     }
 
     async fn hint(&self, mailbox: MailboxId) -> Result<Bucket> {
-        self.call(self.rows.hint(mailbox)).await
+        self.call("hint", self.rows.hint(mailbox)).await
     }
 
     async fn raise_hint(&self, mailbox: MailboxId, bucket: Bucket) -> Result<()> {
-        self.call(self.rows.raise_hint(mailbox, bucket)).await
+        self.call("raise_hint", self.rows.raise_hint(mailbox, bucket)).await
     }
 
     async fn floor(&self, mailbox: MailboxId) -> Result<Floor> {
-        self.call(self.rows.floor(mailbox)).await
+        self.call("floor", self.rows.floor(mailbox)).await
     }
 
     async fn raise_floor(&self, mailbox: MailboxId, floor: Floor) -> Result<Floor> {
-        self.call(self.rows.raise_floor(mailbox, floor)).await
+        self.call("raise_floor", self.rows.raise_floor(mailbox, floor)).await
     }
 
     async fn cursor(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Seq> {
-        self.call(self.rows.cursor(mailbox, device)).await
+        self.call("cursor", self.rows.cursor(mailbox, device)).await
     }
 
     async fn raise_cursor(&self, mailbox: MailboxId, device: &DeviceId, seq: Seq) -> Result<()> {
-        self.call(self.rows.raise_cursor(mailbox, device, seq)).await
+        self.call("raise_cursor", self.rows.raise_cursor(mailbox, device, seq)).await
     }
 
     async fn devices(&self, mailbox: MailboxId) -> Result<(u64, Vec<(Device, UnixMillis)>)> {
-        self.call(self.rows.devices(mailbox)).await
+        self.call("devices", self.rows.devices(mailbox)).await
     }
 
     async fn device(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Device>> {
-        self.call(self.rows.device(mailbox, device)).await
+        self.call("device", self.rows.device(mailbox, device)).await
     }
 
     async fn create_device(&self, mailbox: MailboxId, device: &DeviceId, since: Seq) -> Result<Device> {
-        self.call(self.rows.create_device(mailbox, device, since)).await
+        self.call("create_device", self.rows.create_device(mailbox, device, since)).await
     }
 
     async fn raise_session(
@@ -266,19 +283,19 @@ impl<R: Rows> Rows for Faulty<R> {
         epoch: Epoch,
         connection: ConnectionId,
     ) -> Result<()> {
-        self.call(self.rows.raise_session(mailbox, device, epoch, connection)).await
+        self.call("raise_session", self.rows.raise_session(mailbox, device, epoch, connection)).await
     }
 
     async fn revoke(&self, mailbox: MailboxId, device: &DeviceId) -> Result<()> {
-        self.call(self.rows.revoke(mailbox, device)).await
+        self.call("revoke", self.rows.revoke(mailbox, device)).await
     }
 
     async fn push(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Bytes>> {
-        self.call(self.rows.push(mailbox, device)).await
+        self.call("push", self.rows.push(mailbox, device)).await
     }
 
     async fn set_push(&self, mailbox: MailboxId, device: &DeviceId, push: Bytes) -> Result<bool> {
-        self.call(self.rows.set_push(mailbox, device, push)).await
+        self.call("set_push", self.rows.set_push(mailbox, device, push)).await
     }
 
     async fn replace_push(
@@ -288,67 +305,67 @@ impl<R: Rows> Rows for Faulty<R> {
         old: &Bytes,
         new: Option<Bytes>,
     ) -> Result<bool> {
-        self.call(self.rows.replace_push(mailbox, device, old, new)).await
+        self.call("replace_push", self.rows.replace_push(mailbox, device, old, new)).await
     }
 
     async fn woken(&self, mailbox: MailboxId, device: &DeviceId) -> Result<Option<Woken>> {
-        self.call(self.rows.woken(mailbox, device)).await
+        self.call("woken", self.rows.woken(mailbox, device)).await
     }
 
     async fn raise_woken(&self, mailbox: MailboxId, device: &DeviceId, woken: Woken) -> Result<()> {
-        self.call(self.rows.raise_woken(mailbox, device, woken)).await
+        self.call("raise_woken", self.rows.raise_woken(mailbox, device, woken)).await
     }
 
     async fn delete_devices(&self, mailbox: MailboxId) -> Result<()> {
-        self.call(self.rows.delete_devices(mailbox)).await
+        self.call("delete_devices", self.rows.delete_devices(mailbox)).await
     }
 
     async fn user(&self, user: &UserId, serial: bool) -> Result<Option<User>> {
-        self.call(self.rows.user(user, serial)).await
+        self.call("user", self.rows.user(user, serial)).await
     }
 
     async fn create_user(&self, user: &UserId, mailbox: MailboxId) -> Result<User> {
-        self.call(self.rows.create_user(user, mailbox)).await
+        self.call("create_user", self.rows.create_user(user, mailbox)).await
     }
 
     async fn mark_erased(&self, user: &UserId, mailbox: MailboxId) -> Result<()> {
-        self.call(self.rows.mark_erased(user, mailbox)).await
+        self.call("mark_erased", self.rows.mark_erased(user, mailbox)).await
     }
 
     async fn put_payload(&self, id: PayloadId, bytes: Bytes, expires_at: UnixMillis) -> Result<()> {
-        self.call(self.rows.put_payload(id, bytes, expires_at)).await
+        self.call("put_payload", self.rows.put_payload(id, bytes, expires_at)).await
     }
 
     async fn payload(&self, id: PayloadId) -> Result<Option<Bytes>> {
-        self.call(self.rows.payload(id)).await
+        self.call("payload", self.rows.payload(id)).await
     }
 
     async fn delete_payload(&self, id: PayloadId) -> Result<()> {
-        self.call(self.rows.delete_payload(id)).await
+        self.call("delete_payload", self.rows.delete_payload(id)).await
     }
 
     async fn add_pending(&self, mailbox: MailboxId) -> Result<()> {
-        self.call(self.rows.add_pending(mailbox)).await
+        self.call("add_pending", self.rows.add_pending(mailbox)).await
     }
 
     async fn add_pending_at(&self, mailbox: MailboxId, at: UnixMillis) -> Result<()> {
-        self.call(self.rows.add_pending_at(mailbox, at)).await
+        self.call("add_pending_at", self.rows.add_pending_at(mailbox, at)).await
     }
 
     async fn pending_since(&self, since: UnixMillis) -> Result<(Vec<MailboxId>, UnixMillis)> {
-        self.call(self.rows.pending_since(since)).await
+        self.call("pending_since", self.rows.pending_since(since)).await
     }
 
     async fn pending_page(&self, shard: u8, from: PendingFrom, rows_max: usize) -> Result<PendingPage> {
-        self.call(self.rows.pending_page(shard, from, rows_max)).await
+        self.call("pending_page", self.rows.pending_page(shard, from, rows_max)).await
     }
 
     async fn swept(&self, shard: u8) -> Result<Option<UnixMillis>> {
-        self.call(self.rows.swept(shard)).await
+        self.call("swept", self.rows.swept(shard)).await
     }
 
     async fn raise_swept(&self, shard: u8, upto: UnixMillis) -> Result<()> {
-        self.call(self.rows.raise_swept(shard, upto)).await
+        self.call("raise_swept", self.rows.raise_swept(shard, upto)).await
     }
 
     fn now(&self) -> UnixMillis {

@@ -338,7 +338,7 @@ pub(crate) async fn code(gateway: &Gateway, hello: Hello) -> u16 {
 }
 
 /// One WebSocket message of a client.
-fn masked(payload: &[u8]) -> Vec<u8> {
+pub(crate) fn masked(payload: &[u8]) -> Vec<u8> {
     let mut out = vec![0x82];
     match payload.len() {
         n @ 0..=125 => out.push(0x80 | u8::try_from(n).unwrap()),

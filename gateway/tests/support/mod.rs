@@ -9,6 +9,7 @@
 
 pub(crate) mod carrier;
 pub(crate) mod client;
+pub(crate) mod io;
 pub(crate) mod issuer;
 pub(crate) mod net;
 
@@ -33,8 +34,8 @@ use chappe_storage::rows::Rows;
 use chappe_storage::slotlog::{LogConfig, SlotLog};
 use chappe_storage::{Entry, EntryPayload, Store};
 use futures_util::stream;
+use io::{IoCounts, Watched};
 use net::Net;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -195,7 +196,7 @@ impl Cluster {
         let (door, udp, drain, metrics, running) = unstarted;
         #[allow(clippy::disallowed_methods)] // the test waits for it itself
         let task = tokio::spawn(running);
-        Gateway { door, net: self.net.clone(), udp, drain, task, metrics }
+        Gateway { door, net: self.net.clone(), udp, drain, task, metrics, io: Arc::default() }
     }
 
     /// A gateway that runs when its future is polled.
@@ -232,9 +233,9 @@ impl Cluster {
             metrics: metrics.clone(),
             traces: Arc::default(),
         };
-        let (door, incoming) = mpsc::channel::<Incoming<DuplexStream>>(64);
+        let (door, incoming) = mpsc::channel::<Incoming<Watched>>(64);
         let incoming = stream::unfold(incoming, |mut incoming| async move {
-            incoming.recv().await.map(|io| (io::Result::Ok(io), incoming))
+            incoming.recv().await.map(|io| (std::io::Result::Ok(io), incoming))
         });
         let drain = CancellationToken::new();
         let running = chappe_gateway::run(config, parts, incoming, drain.clone());
@@ -261,7 +262,7 @@ pub(crate) fn sign(claims: &serde_json::Value) -> String {
 pub(crate) type Unstarted<F> = (Door, Option<SocketAddr>, CancellationToken, Arc<GatewayMetrics>, F);
 
 /// Where sockets come in; dropped, no more will.
-pub(crate) type Door = mpsc::Sender<Incoming<DuplexStream>>;
+pub(crate) type Door = mpsc::Sender<Incoming<Watched>>;
 
 /// A gateway that runs.
 pub(crate) struct Gateway {
@@ -272,6 +273,8 @@ pub(crate) struct Gateway {
     pub(crate) drain: CancellationToken,
     pub(crate) task: JoinHandle<()>,
     pub(crate) metrics: Arc<GatewayMetrics>,
+    /// Of its pipes.
+    pub(crate) io: Arc<IoCounts>,
 }
 
 impl Gateway {
@@ -279,7 +282,11 @@ impl Gateway {
     pub(crate) async fn knock(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         let peer = "127.0.0.1:1".parse().unwrap();
-        self.door.send(Incoming { io: theirs, peer }).await.map_err(|_| "the gateway is gone").unwrap();
+        self.door
+            .send(Incoming { io: Watched { io: theirs, counts: Arc::clone(&self.io) }, peer })
+            .await
+            .map_err(|_| "the gateway is gone")
+            .unwrap();
         ours
     }
 }

@@ -147,6 +147,27 @@ async fn a_phone_that_sleeps_beside_an_attached_desktop_is_woken_alone_and_at_on
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_device_that_registered_nothing_does_not_have_its_slots_read_by_every_hint() {
+    let rig = Rig::new();
+    let laptop = rig.device("ben", "laptop").await;
+    let running = rig.start();
+    for _ in 0..200 {
+        rig.submit(laptop.0, Urgency::Message).await;
+    }
+    rig.pass(1).await;
+    let _ = rig.rows.take_calls();
+    for _ in 0..10 {
+        let hint = rig.submit(laptop.0, Urgency::Message).await;
+        running.hints.send(hint.into()).await.unwrap();
+        rig.pass(1).await;
+    }
+    let calls = rig.rows.take_calls();
+    assert!(running.figure("chappe_pusher_looks_total", "unreachable") >= 10);
+    assert_eq!((calls.get("cursor"), calls.get("slots")), (Some(&10), None), "{calls:?}");
+    assert!(rig.woke().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_whom_a_slot_targets_and_who_may_still_attach_is_woken() {
     let rig = Rig::new();
     let phone = rig.sleeper("ben", "app").await;

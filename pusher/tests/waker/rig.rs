@@ -14,6 +14,7 @@ use chappe_pusher::shards::{Alone, Members};
 use chappe_pusher::waker::{Hinted, Waker, WakerConfig, WakerParts};
 use chappe_router::presence::{Lease, Presence as _};
 use chappe_router::{Directory, RouterMetrics};
+use chappe_storage::faulty::{Faults, Faulty};
 use chappe_storage::memory::MemoryRows;
 use chappe_storage::sealed::PushKeys;
 use chappe_storage::slotlog::{LogConfig, SlotLog};
@@ -84,6 +85,8 @@ impl Waking for Scripted {
 
 pub(crate) struct Rig {
     pub(crate) world: Arc<TestWorld>,
+    /// Counts the calls of the store.
+    pub(crate) rows: Arc<Faulty<MemoryRows>>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) provider: Arc<Scripted>,
@@ -131,12 +134,12 @@ impl Running {
 impl Rig {
     pub(crate) fn new() -> Self {
         let world = TestWorld::new();
-        let rows = Arc::new(MemoryRows::new(world.clone()));
-        let store: Arc<dyn Store> = Arc::new(SlotLog::new(rows, world.clone(), LogConfig::default()));
+        let rows = Arc::new(Faulty::new(Arc::new(MemoryRows::new(world.clone())), 1, Faults::NONE));
+        let store: Arc<dyn Store> = Arc::new(SlotLog::new(rows.clone(), world.clone(), LogConfig::default()));
         let metrics = Arc::new(RouterMetrics::new(&Registry::new()).unwrap());
         let directory = Arc::new(Directory::new(world.clone(), 1000, metrics));
         let provider = Arc::new(Scripted { world: Some(world.clone()), ..Scripted::default() });
-        Self { world, store, directory, provider, config: WakerConfig::default(), count: Mutex::new(0) }
+        Self { world, rows, store, directory, provider, config: WakerConfig::default(), count: Mutex::new(0) }
     }
 
     pub(crate) fn keys() -> PushKeys {

@@ -1,7 +1,7 @@
 //! The product itself, in a process of its own, as the measurements start it.
 
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -15,11 +15,18 @@ pub(crate) fn data(folder: &Path) -> PathBuf {
     folder.join("data")
 }
 
-/// Heartbeats are rare, so that nothing moves while memory is read.
+/// On a port of its choice.
+#[allow(dead_code, reason = "not every measurement looks at the admin port")]
 pub(crate) fn start_chappe(folder: &Path, is_tls: bool) -> (Running, SocketAddr) {
+    start_chappe_with(folder, is_tls, (Ipv4Addr::LOCALHOST, 0).into())
+}
+
+/// Heartbeats are rare, so that nothing moves while memory is read; clients may be as quick as they can.
+pub(crate) fn start_chappe_with(folder: &Path, is_tls: bool, admin: SocketAddr) -> (Running, SocketAddr) {
     let settings = format!(
-        "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\ndata = \"{}\"\n[tls]\noff = {}\n[log]\nlevel = \"warn\"\n\
-         [limits]\nping_every_ms = 600000\nframes_burst_max = 100000\n[store]\ncache_mib = {CACHE_MIB}\n",
+        "listen = \"127.0.0.1:0\"\nadmin = \"{admin}\"\ndata = \"{}\"\n[tls]\noff = {}\n[log]\nlevel = \"warn\"\n\
+         [limits]\nping_every_ms = 600000\nhandshakes_per_second = 1000000\nframes_per_second_max = 1000000\n\
+         frames_burst_max = 1000000\n[quota]\nslots_max = 1000000\n[store]\ncache_mib = {CACHE_MIB}\n",
         data(folder).display(),
         !is_tls,
     );
@@ -31,7 +38,9 @@ pub(crate) fn start_chappe(folder: &Path, is_tls: bool) -> (Running, SocketAddr)
     let mut said = BufReader::new(server.0.stderr.take().unwrap()).lines();
     let greeting = said.next().unwrap().unwrap();
     let address = greeting.split("://").nth(1).unwrap().split('/').next().unwrap().parse().unwrap();
-    // Its warnings go on; the thread ends with the server.
-    std::thread::spawn(move || said.for_each(|line| eprintln!("{}", line.unwrap_or_default())));
+    // Its warnings go on, its greeting does not; the thread ends with the server.
+    let warnings =
+        said.map(Result::unwrap_or_default).filter(|line| line.contains("WARN") || line.contains("ERROR"));
+    std::thread::spawn(move || warnings.for_each(|line| eprintln!("{line}")));
     (server, address)
 }

@@ -8,10 +8,24 @@ use std::sync::Arc;
 
 use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 
-/// In the order of [`measure`].
-pub(crate) const NAMES: [&str; 6] = ["read", "write", "log write", "sync share", "pre-built", "handshake"];
-/// Where the pre-built write is among them.
-pub(crate) const PREBUILT: usize = 4;
+/// What one durable envelope takes at least, microseconds of CPU for each.
+pub(crate) struct Envelope {
+    /// Of a socket.
+    pub(crate) read: f64,
+    /// Of a socket.
+    pub(crate) write: f64,
+    /// Into a log.
+    pub(crate) log: f64,
+    /// Its share of a sync.
+    pub(crate) sync: f64,
+}
+
+impl Envelope {
+    /// Submit, answer, delivery: two reads, since the ack is shared by many, and two writes; the log and its sync.
+    pub(crate) fn sum(&self) -> f64 {
+        2.0 * (self.read + self.write) + self.log + self.sync
+    }
+}
 
 /// A submit, or a delivery, of 256 bytes of payload on the wire, roughly.
 const FRAME_BYTES: usize = 380;
@@ -32,16 +46,18 @@ fn cpu() -> f64 {
 fn each(times: usize, work: impl FnOnce()) -> f64 {
     let before = cpu();
     work();
-    #[expect(clippy::cast_precision_loss, reason = "a count")]
-    let each = (cpu() - before) * 1e6 / times as f64;
-    each
+    (cpu() - before) * 1e6 / crate::as_f64(times)
 }
 
-/// All of them, microseconds.
-pub(crate) fn measure(sessions: usize, group: usize) -> [f64; NAMES.len()] {
-    let (read, write) = sockets();
-    let (log, sync) = log(group);
-    [read, write, log, sync, prebuilt(sessions), handshake()]
+/// With so many envelopes that share a sync.
+pub(crate) fn envelope(group: f64) -> Envelope {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a small number of envelopes"
+    )]
+    let ((read, write), (log, sync)) = (sockets(), log(group.round().max(1.0) as usize));
+    Envelope { read, write, log, sync }
 }
 
 fn pairs(count: usize) -> Vec<(TcpStream, TcpStream)> {
@@ -93,9 +109,7 @@ fn log(group: usize) -> (f64, f64) {
         synced += each(group, || file.sync_data().unwrap());
         at += record.len() as u64;
     }
-    #[expect(clippy::cast_precision_loss, reason = "a count")]
-    let groups = GROUPS as f64;
-    (written / groups, synced / groups)
+    (written / crate::as_f64(GROUPS), synced / crate::as_f64(GROUPS))
 }
 
 fn write_at(file: &File, record: &[u8], at: u64) {
@@ -103,7 +117,7 @@ fn write_at(file: &File, record: &[u8], at: u64) {
 }
 
 /// One write of a frame that is ready, to each of many sockets in turn.
-fn prebuilt(sessions: usize) -> f64 {
+pub(crate) fn prebuilt(sessions: usize) -> f64 {
     const TURNS: usize = 8;
     let mut pairs = pairs(sessions);
     let frame = [7; FRAME_BYTES];
@@ -117,7 +131,7 @@ fn prebuilt(sessions: usize) -> f64 {
 }
 
 /// The server's half of a full TLS 1.3 handshake in memory: P-256, the key exchange that both prefer.
-fn handshake() -> f64 {
+pub(crate) fn handshake() -> f64 {
     const TIMES: usize = 200;
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let certificate = made.cert.der().clone();
@@ -165,7 +179,5 @@ fn handshake() -> f64 {
             }
         }
     }
-    #[expect(clippy::cast_precision_loss, reason = "a count")]
-    let times = TIMES as f64;
-    total / times
+    total / crate::as_f64(TIMES)
 }

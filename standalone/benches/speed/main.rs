@@ -1,96 +1,171 @@
-//! The floors of the speed table, and the fan-out from doorbell to socket. **Invariant:** a figure of the server is CPU time of the
-//! server's process alone, which is the built binary; a floor is CPU time of one thread that does nothing else.
+//! The speed table: what an envelope, a delivery and a session cost the server, over what the kernel and the cryptography take by
+//! themselves. **Invariant:** a figure of the server is CPU time of the server's process alone, which is the built binary; a floor is
+//! CPU time of one thread that does nothing else; all of them are measured in turns.
 //!
-//! `cargo bench -p chappe-standalone --bench speed -- --rounds 5`; `dev/speed` measures the other rows with the load harness and
-//! divides by these floors.
+//! `cargo bench -p chappe-standalone --bench speed -- --rounds 5`; `dev/speed` measures the rows about latency with the load harness.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a measurement fails by panicking")]
 
 mod fanout;
 mod floors;
+mod pairs;
 #[path = "../server/mod.rs"]
 mod server;
 mod sessions;
+mod storm;
 #[path = "../../../gateway/benches/support/mod.rs"]
 mod support;
 
 use clap::{Parser, ValueEnum};
+use std::collections::BTreeMap;
+
+/// Of each envelope, in all rows.
+pub(crate) const PAYLOAD_BYTES: usize = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Figure {
-    /// Read and write of a socket, a log write, a share of a sync, a pre-built write to each of many sockets, a handshake.
-    Floors,
-    /// Ephemeral envelopes to all sessions, one at a time and eight at once.
+    /// Ephemeral envelopes to all sessions, one at a time and eight at once: rows 4 and 5.
     Fanout,
+    /// Durable envelopes 1:1 as fast as they go: row 6.
+    Pairs,
+    /// TLS sessions that begin: row 7.
+    SetUps,
+    /// A mailbox that holds ever more: half of row 11.
+    Mailbox,
+    /// All sessions are cut and come back: row 12.
+    Storm,
 }
 
 #[derive(Debug, Parser)]
 struct Options {
-    /// Interleaved rounds; medians are printed.
+    /// Rounds in turns; medians are printed.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Only this; everything by default.
+    /// Only these; everything by default.
     #[arg(long)]
-    only: Option<Figure>,
-    /// Sessions of the fan-out.
+    only: Vec<Figure>,
+    /// Sessions of the fan-out and of the storm.
     #[arg(long, default_value_t = 5_000)]
     sessions: usize,
-    /// Appends that share a sync, for the floor of the sync.
-    #[arg(long, default_value_t = 16)]
-    group: usize,
+    /// TLS sessions that begin.
+    #[arg(long, default_value_t = 2_000)]
+    set_ups: usize,
+    /// Envelopes of the full mailbox.
+    #[arg(long, default_value_t = 100_000)]
+    mailbox: usize,
     /// Given by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// A figure of several rounds, in microseconds.
+/// Figures of several rounds by their names, in the order in which they came.
 #[derive(Default)]
-struct Rounds(Vec<f64>);
+struct Found {
+    names: Vec<String>,
+    rounds: BTreeMap<String, Vec<f64>>,
+}
 
-impl Rounds {
-    fn median(&mut self) -> f64 {
-        self.0.sort_by(f64::total_cmp);
-        self.0[self.0.len() / 2]
+impl Found {
+    fn add(&mut self, name: &str, value: f64) {
+        if !self.names.iter().any(|known| known == name) {
+            self.names.push(name.to_owned());
+        }
+        self.rounds.entry(name.to_owned()).or_default().push(value);
     }
 
-    fn told(&mut self) -> String {
-        let median = self.median();
-        format!("{median:.3} ({:.3} to {:.3})", self.0[0], self.0[self.0.len() - 1])
+    fn tell(&mut self) {
+        for name in &self.names {
+            let all = self.rounds.get_mut(name).unwrap();
+            all.sort_by(f64::total_cmp);
+            println!("{name:<58} {:>10.3}  ({:.3} to {:.3})", all[all.len() / 2], all[0], all[all.len() - 1]);
+        }
     }
+}
+
+pub(crate) fn as_f64(count: usize) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a count of a measurement")]
+    let count = count as f64;
+    count
 }
 
 fn main() {
     let options = Options::parse();
     chappe_node::tls::install_crypto_provider();
-    let wants = |figure| options.only.is_none_or(|only| only == figure);
-    let mut floors: [Rounds; floors::NAMES.len()] = Default::default();
-    let (mut single, mut burst) = (Rounds::default(), Rounds::default());
-    let mut site = wants(Figure::Fanout).then(|| fanout::Site::open(options.sessions));
+    println!("medians of {} rounds (least to most); us: microseconds of CPU", options.rounds);
+    let figures = [
+        (Figure::Pairs, durable as fn(&Options, &mut Found)),
+        (Figure::Fanout, fan_out),
+        (Figure::SetUps, set_ups),
+        (Figure::Mailbox, mailbox),
+        (Figure::Storm, storm),
+    ];
+    for (figure, measure) in figures {
+        if options.only.is_empty() || options.only.contains(&figure) {
+            let mut found = Found::default();
+            measure(&options, &mut found);
+            found.tell();
+        }
+    }
+}
+
+fn durable(options: &Options, found: &mut Found) {
+    let mut site = pairs::Site::open();
     for _ in 0..options.rounds {
-        if wants(Figure::Floors) {
-            for (all, one) in floors.iter_mut().zip(floors::measure(options.sessions, options.group)) {
-                all.0.push(one);
-            }
-        }
-        if let Some(site) = &mut site {
-            single.0.push(site.deliver(1));
-            burst.0.push(site.deliver(8));
-        }
+        let durable = site.saturate();
+        let floors = floors::envelope(durable.group);
+        found.add("floors: 2 reads of a socket, us", 2.0 * floors.read);
+        found.add("floors: 2 writes of a socket, us", 2.0 * floors.write);
+        found.add("floors: write into a log, us", floors.log);
+        found.add("floors: share of a sync, us", floors.sync);
+        found.add("envelopes that share a sync", durable.group);
+        found.add("durable envelopes 1:1 a second, both ends here", durable.rate);
+        found.add("a durable envelope 1:1, us", durable.cpu_us);
+        found.add("row 6: / the sum of its floors (wanted <= 2)", durable.cpu_us / floors.sum());
     }
-    println!("microseconds of CPU, medians of {} rounds (least to most):", options.rounds);
-    if wants(Figure::Floors) {
-        for (name, rounds) in floors::NAMES.iter().zip(&mut floors) {
-            println!("floor {name:<14} {}", rounds.told());
-        }
+}
+
+fn fan_out(options: &Options, found: &mut Found) {
+    let mut site = fanout::Site::open(options.sessions);
+    for _ in 0..options.rounds {
+        let write = floors::prebuilt(options.sessions);
+        let (single, burst) = (site.deliver(1), site.deliver(8));
+        found.add("floor: a pre-built write to each session, us", write);
+        found.add("a delivery of a fan-out, us", single);
+        found.add("a delivery of bursts of 8, us", burst);
+        found.add("row 4: of bursts of 8 / single (wanted <= 0.3)", burst / single);
+        found.add("row 5: single / pre-built write (wanted <= 1.6)", single / write);
+        found.add("row 5: of bursts of 8 / pre-built write", burst / write);
     }
-    if site.is_some() {
-        println!("delivery, single    {}", single.told());
-        println!("delivery, of 8      {}", burst.told());
-        println!("row 4: burst of 8 / single = {:.2} (wanted <= 0.3)", burst.median() / single.median());
-        if wants(Figure::Floors) {
-            let write = floors[floors::PREBUILT].median();
-            println!("row 5: single / pre-built write = {:.2} (wanted <= 1.6)", single.median() / write);
-            println!("row 5: burst of 8 / pre-built write = {:.2}", burst.median() / write);
-        }
+}
+
+fn set_ups(options: &Options, found: &mut Found) {
+    let mut site = storm::Site::open(options.set_ups, true);
+    for _ in 0..options.rounds {
+        let (bare, ours) = (floors::handshake(), site.set_up());
+        found.add("floor: a bare handshake of rustls, us", bare);
+        found.add("a TLS session set up, us", ours);
+        found.add("row 7: bare handshake / session (wanted >= 0.5)", bare / ours);
+    }
+}
+
+fn mailbox(options: &Options, found: &mut Found) {
+    let mut site = pairs::Site::open();
+    for _ in 0..options.rounds {
+        let (few, many) = site.grow(options.mailbox);
+        found.add("an envelope into a mailbox that holds few, us", few);
+        found.add("an envelope into a mailbox that holds many, us", many);
+        found.add("row 11: many / few (wanted <= 1.2)", many / few);
+    }
+}
+
+fn storm(options: &Options, found: &mut Found) {
+    let mut site = storm::Site::open(options.sessions, false);
+    for _ in 0..options.rounds {
+        let storm = site.storm();
+        found.add("a session back after a storm, us", storm.cpu_us);
+        found.add("row 12: sessions back a second of CPU", 1e6 / storm.cpu_us);
+        found.add("row 12: the 99th percentile is back after, ms", storm.p99_ms);
+        found.add("row 12: reads of the store a session (wanted <= 2)", storm.reads);
+        found.add("row 12: writes to the store a session", storm.writes);
     }
 }
