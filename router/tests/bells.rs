@@ -29,7 +29,7 @@ async fn a_commit_rings_with_the_slot_and_a_duplicate_without() {
     let mut cluster = Cluster::new(1);
     let ben = cluster.mailbox("ben", &["phone"]).await;
     cluster.lease(ben, "phone").await;
-    cluster.submit(submit_of("ana", ben, None, &[6, 7])).await;
+    cluster.submit(submit_of("ana", ben, None, &[1, 2])).await;
     let bells = cluster.bells().await;
     let log = cluster.log(ben).await;
     let slots: Vec<_> = bells.iter().map(|bell| bell.ring.clone()).collect();
