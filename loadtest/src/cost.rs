@@ -89,6 +89,14 @@ fn is_lean(scenario: &Scenario) -> bool {
     !scenario.sdk && scenario.wake.is_none() && scenario.carrier.is_none_or(|carrier| carrier == Choice::Ws)
 }
 
+/// How many of these sessions leave from the same address: all processes, or all sessions of the SDK's UDP sockets, which have no
+/// address of their own.
+fn from_one_address(scenario: &Scenario, spread: Spread, sessions: u64, workers: u64) -> u64 {
+    let shared = matches!(spread, Spread::Processes { own_address: false, .. });
+    let udp = scenario.carrier.is_some_and(|carrier| carrier != Choice::Ws);
+    if shared || udp { sessions * workers } else { sessions }
+}
+
 impl Cost {
     /// Of a scenario on a machine. `sdk` is to be set where the address asks for another carrier than WebSocket.
     pub fn of(scenario: &Scenario, spread: Spread, machine: Machine) -> Self {
@@ -119,12 +127,12 @@ impl Cost {
             refusals: Vec::new(),
         };
         if local {
-            cost.refuse(spread, machine, workers);
+            cost.refuse(machine, from_one_address(scenario, spread, sessions, workers));
         }
         cost
     }
 
-    fn refuse(&mut self, spread: Spread, machine: Machine, workers: u64) {
+    fn refuse(&mut self, machine: Machine, from_one: u64) {
         let mut no = |why: String| self.refusals.push(why);
         let (sessions, memory, cores) = (self.sessions, self.memory, self.cores);
         let files = sessions + FILES_OWN;
@@ -134,8 +142,6 @@ impl Cost {
                 machine.files
             ));
         }
-        let shared = matches!(spread, Spread::Processes { own_address: false, .. });
-        let from_one = if shared { sessions * workers } else { sessions };
         if from_one > machine.ports {
             no(format!(
                 "{from_one} connections from one address, and it has {} ports; take agents on other machines, or widen net.ipv4.ip_local_port_range",
@@ -212,6 +218,8 @@ mod tests {
         assert_eq!(refused(&users(60_000), own(4)), "");
         let shared = Spread::Processes { count: 4, own_address: false };
         assert!(refused(&users(60_000), shared).contains("ports"));
+        let quic = Scenario { carrier: Some(Choice::Quic), ..users(60_000) };
+        assert!(refused(&quic, own(4)).contains("ports"), "UDP sockets have no address of their own");
         assert!(refused(&users(200_000), own(20)).contains("MiB"));
         assert_eq!(refused(&users(200_000), Spread::Agents(20)), "", "elsewhere");
         let fast = Scenario { rate: 40_000, ..Scenario::default() };
