@@ -11,7 +11,7 @@ mod support;
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use chappe_gateway::transport::websocket::{HandshakeLimits, accept, tls};
+use chappe_gateway::transport::websocket::{HandshakeLimits, accept};
 use chappe_gateway::transport::{Inbound, Transport};
 use clap::{Parser, Subcommand, ValueEnum};
 use support::{Baseline, Clients, Dial, hold, listen, median, runtime, server_part};
@@ -104,7 +104,8 @@ fn measure(options: &Options) {
 
 async fn serve(variant: Variant) {
     let (listener, config) =
-        listen(|certificate, key| tls::server_config(vec![certificate], key.into()).unwrap()).await;
+        listen(|certificate, key| chappe_node::tls::server_config(vec![certificate], key.into()).unwrap())
+            .await;
     let tls = match variant {
         Variant::Bare => return Baseline::Bare.serve(listener, config).await,
         Variant::FastwebsocketsTls => return Baseline::Fastwebsockets.serve(listener, config).await,

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use chappe_gateway::transport::websocket::{CodecLimits, Event, HandshakeLimits, WebSocket, accept, tls};
+use chappe_gateway::transport::websocket::{CodecLimits, Event, HandshakeLimits, WebSocket, accept};
 use chappe_gateway::transport::{Transport, TransportError};
 use clap::Parser;
 use rustls::pki_types::pem::PemObject;
@@ -61,7 +61,7 @@ async fn main() -> anyhow::Result<()> {
                 .with_context(|| format!("cannot read {}", certificate.display()))?;
             let key = PrivateKeyDer::from_pem_file(key)
                 .with_context(|| format!("cannot read {}", key.display()))?;
-            Some(Arc::new(tls::server_config(chain, key)?))
+            Some(Arc::new(chappe_node::tls::server_config(chain, key)?))
         }
         _ => None,
     };

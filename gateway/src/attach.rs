@@ -1,6 +1,7 @@
 //! From a Hello to a session. **Invariant:** who has no valid token learns nothing and costs the store nothing; a session
 //! stands in the registry before its Welcome is written.
 
+use crate::auth::Proof;
 use crate::core::Core;
 use crate::handle::Handle;
 use crate::registry::Inserted;
@@ -42,21 +43,29 @@ pub(crate) async fn attach(
     carrier: Carrier,
     hello: Hello,
 ) -> Result<Beginning, CloseCode> {
+    let (age_max, wall) = (gateway.config.resume_max, gateway.world.wall());
+    let ticket = gateway.resume.open(&hello.resume_token, &hello.device, wall, age_max);
+    let proven = ticket.as_ref().map(|ticket| ticket.proof);
     let identity = gateway
         .verifier
-        .check(&hello.token.0, &hello.device, &*gateway.world)
+        .check(&hello.token.0, &hello.device, proven, &*gateway.world)
         .await
         .map_err(crate::auth::TokenError::close_code)?;
     let (now, wall) = (gateway.world.now(), gateway.world.wall());
-    let user = identity.user;
+    let (user, proof) = (identity.user, identity.proof);
     let valid_until = now + Millis(identity.valid_until.0.saturating_sub(wall.0));
-    let mut mailbox = mailbox_of(gateway, &user).await?;
-    let found = match find(gateway, mailbox, &hello).await {
+    // Found when this very token was shown before; if the user was erased since, the mailbox says so.
+    let known = ticket.as_ref().filter(|ticket| ticket.proof == proof).map(|ticket| ticket.mailbox);
+    let mut mailbox = match known {
+        Some(mailbox) => mailbox,
+        None => mailbox_of(gateway, &user).await?,
+    };
+    let found = match find(gateway, mailbox, &hello, ticket.as_ref()).await {
         // Erased since we last looked: whoever shows a valid token returns, under a new mailbox.
         Err(StoreError::Erased) => {
             gateway.users.forget(&user);
             mailbox = mailbox_of(gateway, &user).await?;
-            find(gateway, mailbox, &hello).await
+            find(gateway, mailbox, &hello, ticket.as_ref()).await
         }
         other => other,
     };
@@ -92,7 +101,7 @@ pub(crate) async fn attach(
     let counter =
         if found.resumed { &gateway.metrics.resumed_total } else { &gateway.metrics.attached_total };
     counter.inc();
-    let welcome = welcome(gateway, &handle, &found);
+    let welcome = welcome(gateway, &handle, &found, proof);
     Ok(Beginning { core, welcome })
 }
 
@@ -106,13 +115,20 @@ fn is_foreign(gateway: &Gateway, mailbox: MailboxId, hello: &Hello) -> bool {
     hello.cursor.is_some_and(|cursor| cursor.tag != gateway.store.cursor_tag(mailbox))
 }
 
-async fn find(gateway: &Gateway, mailbox: MailboxId, hello: &Hello) -> Result<Found, StoreError> {
+async fn find(
+    gateway: &Gateway,
+    mailbox: MailboxId,
+    hello: &Hello,
+    ticket: Option<&Ticket>,
+) -> Result<Found, StoreError> {
     let foreign = is_foreign(gateway, mailbox, hello);
     let cursor = hello.cursor.filter(|_| !foreign).map(|cursor| cursor.seq);
     if hello.role == Role::Peek {
         return peek(gateway, mailbox, &hello.device, cursor).await;
     }
-    if let Some(found) = resume(gateway, mailbox, hello, cursor).await? {
+    if let Some(ticket) = ticket.filter(|ticket| ticket.mailbox == mailbox)
+        && let Some(found) = resume(gateway, ticket, cursor).await?
+    {
         return Ok(found);
     }
     let connection = ConnectionId::mint(&*gateway.world);
@@ -127,18 +143,13 @@ async fn find(gateway: &Gateway, mailbox: MailboxId, hello: &Hello) -> Result<Fo
 /// By the resume token: one look at the store, no write. `None`: a full attach is needed.
 async fn resume(
     gateway: &Gateway,
-    mailbox: MailboxId,
-    hello: &Hello,
+    ticket: &Ticket,
     cursor: Option<Seq>,
 ) -> Result<Option<Found>, StoreError> {
-    let wall = gateway.world.wall();
-    let (token, age) = (&hello.resume_token, gateway.config.resume_max);
-    let Some(ticket) = gateway.resume.open(token, mailbox, &hello.device, wall, age) else {
-        return Ok(None);
-    };
+    let (mailbox, wall) = (ticket.mailbox, gateway.world.wall());
     let minted = ConnectionId::mint(&*gateway.world);
     let Some(connection) = ticket.next_connection(wall, minted) else { return Ok(None) };
-    let Some(attached) = gateway.store.glance(mailbox, &hello.device, cursor).await? else {
+    let Some(attached) = gateway.store.glance(mailbox, &ticket.device, cursor).await? else {
         return Ok(None);
     };
     let device = &attached.device;
@@ -209,7 +220,7 @@ async fn announce(gateway: &Gateway, mailbox: MailboxId, found: &Found) {
     }
 }
 
-fn welcome(gateway: &Gateway, handle: &Handle, found: &Found) -> Welcome {
+fn welcome(gateway: &Gateway, handle: &Handle, found: &Found, proof: Proof) -> Welcome {
     let now = gateway.world.wall();
     let ticket = Ticket {
         mailbox: handle.mailbox,
@@ -218,6 +229,7 @@ fn welcome(gateway: &Gateway, handle: &Handle, found: &Found) -> Welcome {
         connection: handle.connection,
         resumes: handle.resumes,
         issued_at: now,
+        proof,
     };
     let is_main = handle.role == Role::Main;
     Welcome {

@@ -148,7 +148,7 @@ impl GatewayConfig {
             session: Arc::new(SessionConfig::default()),
             handshake: HandshakeLimits::default(),
             resume_key,
-            resume_max: Millis::from_secs(300),
+            resume_max: Millis::from_secs(24 * 3600),
             handshakes_per_second: 2_000,
             handshakes_burst: 4_000,
             quic_unproven_max: 64,

@@ -1,6 +1,7 @@
 //! Resume tokens: a device that was here minutes ago comes back without a write to the store.
 //! **Invariant:** a token proves what it says to every gateway with the same key, and nothing once it is too old.
 
+use crate::auth::Proof;
 use aws_lc_rs::hmac;
 use bytes::Bytes;
 use chappe_protocol::id::{ConnectionId, DeviceId, Epoch, MailboxId};
@@ -8,10 +9,10 @@ use chappe_protocol::time::{Millis, UnixMillis};
 
 /// Wall clocks of gateways may differ so much.
 const SKEW: Millis = Millis::from_secs(60);
-/// Version, mailbox, epoch, connection, resumes, time; then the device; then the tag.
-const FIXED: usize = 1 + 16 + 8 + 16 + 4 + 8;
+/// Version, mailbox, epoch, connection, resumes, time, proof; then the device; then the tag.
+const FIXED: usize = 1 + 16 + 8 + 16 + 4 + 8 + Proof::BYTES;
 const TAG: usize = 32;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// What a resume token says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(crate) struct Ticket {
     pub(crate) connection: ConnectionId,
     pub(crate) resumes: u32,
     pub(crate) issued_at: UnixMillis,
+    /// Of the token that the session began with.
+    pub(crate) proof: Proof,
 }
 
 /// Signs and checks tickets (HMAC-SHA256, RFC 2104).
@@ -41,17 +44,18 @@ impl ResumeKey {
         out.extend_from_slice(&ticket.connection.0);
         out.extend_from_slice(&ticket.resumes.to_be_bytes());
         out.extend_from_slice(&ticket.issued_at.0.to_be_bytes());
+        out.extend_from_slice(ticket.proof.as_bytes());
         out.extend_from_slice(device);
         let tag = hmac::sign(&self.0, &out);
         out.extend_from_slice(tag.as_ref());
         Bytes::from(out)
     }
 
-    /// The ticket, if it was signed with this key for this device of this mailbox within the last `age_max`.
+    /// The ticket, if it was signed with this key for this device within the last `age_max`. Whose mailbox it is for is the caller's
+    /// to look at: before the access token is judged, nobody knows the user.
     pub(crate) fn open(
         &self,
         token: &[u8],
-        mailbox: MailboxId,
         device: &DeviceId,
         now: UnixMillis,
         age_max: Millis,
@@ -69,10 +73,11 @@ impl ResumeKey {
             connection: ConnectionId::from_slice(fixed.get(24..40)?)?,
             resumes: u32::from_be_bytes(fixed.get(40..44)?.try_into().ok()?),
             issued_at: UnixMillis(u64::from_be_bytes(fixed.get(44..52)?.try_into().ok()?)),
+            proof: Proof::from_slice(fixed.get(52..)?)?,
             device: DeviceId::new(std::str::from_utf8(name).ok()?).ok()?,
         };
         let fresh = ticket.issued_at <= now + SKEW && ticket.issued_at + age_max >= now;
-        let ours = *version == VERSION && ticket.mailbox == mailbox && ticket.device == *device;
+        let ours = *version == VERSION && ticket.device == *device;
         (fresh && ours).then_some(ticket)
     }
 }
@@ -102,6 +107,7 @@ mod tests {
             connection: ConnectionId([2; 16]),
             resumes: 3,
             issued_at: UnixMillis(1_000_000),
+            proof: Proof::from_slice(&[4; 16]).unwrap(),
         }
     }
 
@@ -111,15 +117,14 @@ mod tests {
     fn a_ticket_is_honoured_for_five_minutes_by_whoever_has_the_key() {
         let (t, key) = (ticket(), ResumeKey::new(&[9; 32]));
         let token = key.seal(&t);
-        let open = |key: &ResumeKey, at| key.open(&token, t.mailbox, &t.device, UnixMillis(at), AGE);
+        let open = |key: &ResumeKey, at| key.open(&token, &t.device, UnixMillis(at), AGE);
         assert_eq!(open(&key, 1_000_000), Some(t.clone()));
         assert_eq!(open(&ResumeKey::new(&[9; 32]), 1_300_000), Some(t.clone()));
         assert_eq!(open(&key, 1_300_001), None, "too old");
         assert_eq!(open(&key, 0), None, "from the future");
         assert_eq!(open(&ResumeKey::new(&[8; 32]), 1_000_000), None, "another key");
         let other = DeviceId::new("laptop").unwrap();
-        assert_eq!(key.open(&token, t.mailbox, &other, t.issued_at, AGE), None);
-        assert_eq!(key.open(&token, MailboxId([3; 16]), &t.device, t.issued_at, AGE), None);
+        assert_eq!(key.open(&token, &other, t.issued_at, AGE), None);
     }
 
     #[test]
@@ -129,10 +134,10 @@ mod tests {
         for place in 0..token.len() {
             let mut bad = token.to_vec();
             bad[place] ^= 1;
-            assert_eq!(key.open(&bad, t.mailbox, &t.device, t.issued_at, AGE), None, "byte {place}");
-            assert_eq!(key.open(&token[..place], t.mailbox, &t.device, t.issued_at, AGE), None);
+            assert_eq!(key.open(&bad, &t.device, t.issued_at, AGE), None, "byte {place}");
+            assert_eq!(key.open(&token[..place], &t.device, t.issued_at, AGE), None);
         }
-        assert_eq!(key.open(&[0; 9000], t.mailbox, &t.device, t.issued_at, AGE), None);
+        assert_eq!(key.open(&[0; 9000], &t.device, t.issued_at, AGE), None);
     }
 
     #[test]

@@ -5,7 +5,8 @@
 mod support;
 
 use async_trait::async_trait;
-use chappe_protocol::frame::{ClientFrame, Hello, Role, ServerFrame};
+use chappe_protocol::close::CloseCode;
+use chappe_protocol::frame::{ClientFrame, Hello, Role, Secret, ServerFrame};
 use chappe_protocol::id::{ConnectionId, MailboxId, Seq};
 use chappe_protocol::internode::Outcome;
 use chappe_router::Directory;
@@ -189,12 +190,17 @@ async fn an_erased_user_comes_back_to_an_empty_mailbox() {
     let gateway = cluster.gateway(1);
     let ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
     let before = ben.welcome().tag;
+    // With the tokens of the session, which say where it was.
+    let resume = ben.again(&cluster, "ben", "phone", 0);
     drop(ben);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    cluster.store.erase(&chappe_protocol::id::UserId::new("ben").unwrap()).await.unwrap();
-    let ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
-    assert_ne!(ben.welcome().tag, before, "another mailbox");
-    assert_eq!(ben.welcome().from, Seq(0));
+    for hello in [resume, Client::hello(&cluster, "ben", "phone")] {
+        cluster.store.erase(&chappe_protocol::id::UserId::new("ben").unwrap()).await.unwrap();
+        let ben = Client::connect_with(&gateway, hello).await;
+        assert_ne!(ben.welcome().tag, before, "another mailbox");
+        assert!(!ben.welcome().resumed);
+        assert_eq!(ben.welcome().from, Seq(0));
+    }
 }
 }
 
@@ -234,5 +240,40 @@ async fn an_attach_that_hangs_is_told_to_come_again() {
     let start = cluster.world_now();
     assert_eq!(refused(&gateway, Client::hello(&cluster, "ben", "phone")).await, 3004);
     assert!((10_000..10_100).contains(&(cluster.world_now() - start)));
+}
+}
+
+every_carrier! {
+async fn a_resume_token_is_no_access_token() {
+    let cluster = Cluster::new();
+    let gateway = cluster.gateway(1);
+    let ben = Client::connect(&cluster, &gateway, "ben", "phone").await;
+    let good = ben.again(&cluster, "ben", "phone", 0);
+    let signature = good.token.0.rsplit_once('.').unwrap().1.to_owned();
+    let of_eve = cluster.token("eve", "phone");
+    let forged = [
+        // Somebody else's claims; no signature; the signature of another.
+        format!("{}.{signature}", of_eve.rsplit_once('.').unwrap().0),
+        format!("{}.", good.token.0.rsplit_once('.').unwrap().0),
+        format!("{}.{}", good.token.0.rsplit_once('.').unwrap().0, of_eve.rsplit_once('.').unwrap().1),
+    ];
+    for token in forged {
+        let hello = Hello { token: Secret(token), ..good.clone() };
+        assert_eq!(refused(&gateway, hello).await, CloseCode::TokenInvalid.code());
+    }
+    // The same, unchanged; and a fresh one of the same user: both resume.
+    let again = Client::connect_with(&gateway, good).await;
+    assert!(again.welcome().resumed);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let fresh = again.again(&cluster, "ben", "phone", 0);
+    let last = Client::connect_with(&gateway, fresh).await;
+    assert!(last.welcome().resumed);
+    // Eve's own token with ben's resume token: a session of hers, begun anew.
+    let hello = Hello {
+        resume_token: last.welcome().resume_token.clone(),
+        ..Client::hello(&cluster, "eve", "phone")
+    };
+    let eve = Client::connect_with(&gateway, hello).await;
+    assert!(!eve.welcome().resumed);
 }
 }

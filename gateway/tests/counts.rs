@@ -149,6 +149,25 @@ async fn a_resume_reads_the_device_and_the_head_and_writes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_stood_for_most_of_an_hour_comes_back_as_cheaply() {
+    let counted = counted();
+    let mut ben = counted.attached("ben").await;
+    let hello = ben.again(&counted.cluster, "ben", "phone", 0);
+    for _ in 0..110 {
+        ben.send(&ClientFrame::Ping { nonce: 1 }).await;
+        assert!(matches!(ben.next().await, In::Frame(ServerFrame::Pong { .. })));
+        tokio::time::sleep(Duration::from_secs(25)).await;
+    }
+    drop(ben);
+    counted.forget().await;
+    let mut ben = Client::connect_with(&counted.gateway, hello).await;
+    assert!(ben.welcome().resumed);
+    assert_eq!(ben.next().await, In::Frame(ServerFrame::BacklogEnd { upto: Seq(0) }));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(counted.calls(), calls([("device", 1), ("head", 1)]), "neither the user nor a write");
+}
+
+#[tokio::test(start_paused = true)]
 async fn idle_sessions_ask_little_of_the_store_in_an_hour() {
     let counted = counted();
     let mut all = Vec::new();

@@ -152,7 +152,8 @@ async fn a_service_that_hangs_holds_a_bounded_number_of_handshakes() {
     service.hangs.store(true, Ordering::Relaxed);
     let token = strange.good(&cluster.world, "eve", "phone");
     let checks = (0..1100).map(async |_| {
-        let refused = cluster.verifier.check(&token, &device("phone"), &*cluster.world).await.unwrap_err();
+        let refused =
+            cluster.verifier.check(&token, &device("phone"), None, &*cluster.world).await.unwrap_err();
         (refused.close_code().code(), cluster.world_now())
     });
     let before = cluster.world_now();

@@ -78,13 +78,14 @@ async fn a_revoked_device_is_out_at_once_and_stays_out_everywhere() {
     let (one, two) = (cluster.gateway(1), cluster.gateway(2));
     let mut phone = Client::connect(&cluster, &one, "ben", "phone").await;
     let mut laptop = Client::connect(&cluster, &two, "ben", "laptop").await;
+    let same_token = phone.again(&cluster, "ben", "phone", 0);
     settle().await;
     let before = cluster.world_now();
     revoke_device(&cluster, "ben", "phone").await;
     assert_eq!(phone.closed().await, REVOKED);
     assert!(cluster.world_now() - before < 1000, "by its doorbell");
     for gateway in [&one, &two] {
-        for hello in ways_in(&cluster, &phone, "ben", "phone") {
+        for hello in ways_in(&cluster, &phone, "ben", "phone").into_iter().chain([same_token.clone()]) {
             assert_eq!(code(gateway, hello).await, REVOKED);
         }
     }

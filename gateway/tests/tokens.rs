@@ -16,7 +16,10 @@ use support::{Cluster, TokioWorld};
 /// The code of the close that a token from ben's phone meets; 0: it is good. Every fetch that it asks for may begin at once.
 async fn code(verifier: &TokenVerifier, world: &TokioWorld, token: &str) -> u16 {
     tokio::time::sleep(Duration::from_secs(11)).await;
-    verifier.check(token, &device("phone"), world).await.map_or_else(|error| error.close_code().code(), |_| 0)
+    verifier
+        .check(token, &device("phone"), None, world)
+        .await
+        .map_or_else(|error| error.close_code().code(), |_| 0)
 }
 
 /// Runs the verifier's fetches beside a test.

@@ -17,7 +17,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+#[path = "support/io.rs"]
+mod io;
 mod websocket_support;
+use io::{IoCounts, Watched};
 use websocket_support::{
     Got, certificates, client_config, close_frame, echo, finish, flush, frame, receive, upgrade,
 };
@@ -423,4 +426,52 @@ impl rustls::client::danger::ServerCertVerifier for TrustAll {
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
         rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
     }
+}
+
+#[tokio::test]
+async fn a_client_that_comes_again_shows_its_ticket_however_many_came_between() {
+    // Beyond the sessions that a server could remember by itself.
+    const OTHERS: usize = 300;
+    let (server_config, client_config) = certificates();
+    let other = Arc::new({
+        let mut other = (*client_config).clone();
+        other.resumption = rustls::client::Resumption::disabled();
+        other
+    });
+    let connect = async |config: &Arc<rustls::ClientConfig>| {
+        let (client, server) = duplex(64 * 1024);
+        let limits = HandshakeLimits::default();
+        let (socket, kind) = tokio::join!(accept(server, Some(Arc::clone(&server_config)), &limits), async {
+            let connector = TlsConnector::from(Arc::clone(config));
+            let mut client = connector.connect(name(), client).await.unwrap();
+            upgrade(&mut client).await;
+            client.get_ref().1.handshake_kind().unwrap()
+        });
+        socket.unwrap();
+        kind
+    };
+    let kind = connect(&client_config).await;
+    assert!(!matches!(kind, rustls::HandshakeKind::Resumed), "{kind:?}");
+    for _ in 0..OTHERS {
+        connect(&other).await;
+    }
+    let kind = connect(&client_config).await;
+    assert!(matches!(kind, rustls::HandshakeKind::Resumed), "{kind:?}");
+}
+
+#[tokio::test]
+async fn the_ticket_and_the_answer_leave_in_one_write() {
+    let (server_config, client_config) = certificates();
+    let (client, server) = duplex(64 * 1024);
+    let counts = Arc::new(IoCounts::default());
+    let server = Watched { io: server, counts: Arc::clone(&counts) };
+    let limits = HandshakeLimits::default();
+    let (socket, _client) = tokio::join!(accept(server, Some(server_config), &limits), async {
+        let mut client = TlsConnector::from(client_config).connect(name(), client).await.unwrap();
+        upgrade(&mut client).await;
+        client
+    });
+    socket.unwrap();
+    let (reads, writes) = counts.take();
+    assert_eq!(writes, 2, "the server's flight; its ticket with the answer ({reads} reads)");
 }

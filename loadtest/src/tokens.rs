@@ -8,8 +8,9 @@ use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
 
-/// How long the harness's tokens are good, seconds; the SDK asks for new ones in longer runs.
-const TTL_SECONDS: u64 = 600;
+/// The harness's tokens are good for two to three times so many seconds; the SDK asks for new ones in longer runs. Within this time
+/// a device gets the same one again: an app keeps its token, too.
+const KEPT_SECONDS: u64 = 300;
 
 #[derive(Serialize)]
 struct Claims<'a> {
@@ -51,8 +52,7 @@ impl Issuer {
 
     /// A token for a device.
     pub fn issue(&self, user: &str, device: &str) -> Result<String, TokenError> {
-        let exp = self.world.wall().0 / 1000 + TTL_SECONDS;
-        let claims = Claims { sub: user, device, exp };
+        let claims = Claims { sub: user, device, exp: end(user, self.world.wall().0 / 1000) };
         jsonwebtoken::encode(&Header::new(self.algorithm), &claims, &self.key)
             .map_err(|error| TokenError::Refused(error.to_string()))
     }
@@ -64,5 +64,31 @@ impl Issuer {
             let token = issuer.issue(&user, &device);
             std::future::ready(token)
         }
+    }
+}
+
+/// When a token of this user ends that is asked for now. Each user's tokens change at times of their own, so that not all change at once.
+fn end(user: &str, now: u64) -> u64 {
+    let mixed = user.bytes().fold(0_u64, |mixed, byte| mixed.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let phase = mixed % KEPT_SECONDS;
+    ((now + phase) / KEPT_SECONDS + 3) * KEPT_SECONDS - phase
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_keeps_its_token_for_a_while_and_not_all_change_at_once() {
+        let changes =
+            |user: &str| (1_000_000..1_000_300).filter(|now| end(user, *now) != end(user, now - 1)).count();
+        let mut at_once = std::collections::BTreeMap::<u64, usize>::new();
+        for number in 0..3000 {
+            let user = format!("user-{number}");
+            assert_eq!(changes(&user), 1, "{user}");
+            *at_once.entry(end(&user, 1_000_000)).or_default() += 1;
+            assert!((600..=900).contains(&(end(&user, 1_000_000) - 1_000_000)), "{user}");
+        }
+        assert!(at_once.len() > 200, "{}", at_once.len());
     }
 }

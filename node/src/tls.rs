@@ -2,6 +2,7 @@
 //! **Invariant:** a certificate that cannot be used never replaces one that can.
 
 use rustls::ServerConfig;
+use rustls::server::NoServerSessionStorage;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::path::{Path, PathBuf};
@@ -87,7 +88,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 impl ReloadingTls {
     /// Reads both files.
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
-        let current = RwLock::new(Arc::new(server_config(certificate, key)?));
+        let current = RwLock::new(Arc::new(read_config(certificate, key)?));
         Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), current })
     }
 
@@ -98,7 +99,7 @@ impl ReloadingTls {
 
     /// Reads both files anew; on an error the old configuration stays.
     pub fn reload(&self) -> Result<(), TlsError> {
-        let fresh = Arc::new(server_config(&self.certificate, &self.key)?);
+        let fresh = Arc::new(read_config(&self.certificate, &self.key)?);
         *self.current.write().unwrap_or_else(std::sync::PoisonError::into_inner) = fresh;
         Ok(())
     }
@@ -132,7 +133,7 @@ impl ReloadingTls {
     }
 }
 
-fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+fn read_config(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
     let file = |path: &Path, message: String| TlsError::File { path: path.to_owned(), message };
     let chain =
         CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(
@@ -143,20 +144,29 @@ fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsErro
     }
     let private = PrivateKeyDer::from_pem_file(key)
         .map_err(|error| file(key, format!("{error}; a PEM file with the private key is expected")))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let pair = |error: rustls::Error| TlsError::Pair {
         certificate: certificate.to_owned(),
         key: key.to_owned(),
         message: error.to_string(),
     };
+    server_config(chain, private).map_err(pair)
+}
+
+/// What clients are served with: TLS 1.3 alone, one session ticket (RFC 8446, section 4.6.1) that this process remembers nothing for,
+/// no early data, ALPN `http/1.1` for clients that ask. Errors: the key does not fit the certificate.
+pub fn server_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(pair)?
+        .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
-        .with_single_cert(chain, private)
-        .map_err(pair)?;
+        .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.send_tls13_tickets = 1;
+    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
 }
 

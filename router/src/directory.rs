@@ -84,6 +84,10 @@ impl Presence for Directory {
     }
 
     async fn devices(&self, mailbox: MailboxId) -> Option<Vec<DeviceLease>> {
+        self.devices_at_hand(mailbox)
+    }
+
+    fn devices_at_hand(&self, mailbox: MailboxId) -> Option<Vec<DeviceLease>> {
         let now = self.world.now();
         let inner = self.lock();
         let held = inner.mailboxes.get(&mailbox).into_iter().flatten();

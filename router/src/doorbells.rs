@@ -9,7 +9,6 @@ use chappe_protocol::envelope::SlotBody;
 use chappe_protocol::id::{DeviceId, EnvelopeId, MailboxId, Seq};
 use chappe_protocol::internode::{Attached, Doorbell, EphemeralSubmit, Reply, Ring, WakeHint};
 use chappe_protocol::time::{Millis, UnixMillis};
-use futures_util::FutureExt;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
@@ -58,10 +57,19 @@ fn ring(shared: &Arc<Shared>, mailbox: MailboxId, rings: Vec<Ring>) -> Option<Ri
 
 /// Where the ringing is.
 enum Ringing {
-    /// Over: presence answered at once, as it does within one process.
+    /// Over: presence is in this process.
     Done,
     /// In a task of its own.
     Running(JoinHandle<Option<()>>),
+}
+
+/// What is to be rung.
+struct Bells {
+    mailbox: MailboxId,
+    rings: Vec<Ring>,
+    /// The envelopes that it is about.
+    envelopes: Vec<EnvelopeId>,
+    waking: Option<Waking>,
 }
 
 /// Rings every gateway that leases a device of the mailbox, in the order given, for these envelopes; in a task of its own if presence
@@ -83,36 +91,43 @@ fn start(
         }
         return None;
     };
-    let killed = shared.killed.clone();
-    if killed.is_cancelled() {
+    if shared.killed.is_cancelled() {
         return None;
     }
-    let task_of = Arc::clone(shared);
-    let mut task = Box::pin(async move {
-        let shared = task_of;
-        let leases = shared.presence.devices(mailbox);
+    let bells = Bells { mailbox, rings, envelopes, waking };
+    if let Some(leases) = shared.presence.devices_at_hand(mailbox) {
+        bells.ring(shared, Some(&leases));
+        return Some(Ringing::Done);
+    }
+    let (task_of, killed) = (Arc::clone(shared), shared.killed.clone());
+    let task = async move {
+        let leases = task_of.presence.devices(mailbox);
         let leases = tokio::time::timeout(PRESENCE_WAIT.to_std(), leases).await.unwrap_or_default();
-        let gateways = presence::gateways(leases.as_deref().unwrap_or_default());
-        for ring in rings {
+        bells.ring(&task_of, leases.as_deref());
+        drop(permit);
+    };
+    Some(Ringing::Running(shared.tasks.spawn(async move { killed.run_until_cancelled(task).await })))
+}
+
+impl Bells {
+    /// By these leases; `None`: presence does not answer.
+    fn ring(self, shared: &Shared, leases: Option<&[DeviceLease]>) {
+        let gateways = presence::gateways(leases.unwrap_or_default());
+        for ring in self.rings {
             for gateway in &gateways {
-                shared.links.ring(*gateway, Doorbell { mailbox, ring: ring.clone() });
+                shared.links.ring(*gateway, Doorbell { mailbox: self.mailbox, ring: ring.clone() });
                 shared.metrics.doorbells.inc();
             }
         }
         let at = shared.world.wall();
-        for envelope in envelopes {
+        for envelope in self.envelopes {
             shared.config.traces.rung(envelope, gateways.len(), at);
         }
-        if let Some(waking) = waking {
-            let due = waking.due(leases.as_deref());
-            wake(&shared, WakeHint { due, ..waking.hint });
+        if let Some(waking) = self.waking {
+            let due = waking.due(leases);
+            wake(shared, WakeHint { due, ..waking.hint });
         }
-        drop(permit);
-    });
-    if task.as_mut().now_or_never().is_some() {
-        return Some(Ringing::Done);
     }
-    Some(Ringing::Running(shared.tasks.spawn(async move { killed.run_until_cancelled(task).await })))
 }
 
 fn wake(shared: &Shared, hint: WakeHint) {

@@ -4,7 +4,6 @@
 use async_trait::async_trait;
 use chappe_protocol::id::{ConnectionId, DeviceId, Epoch, GatewayId, MailboxId};
 use chappe_protocol::time::Millis;
-use std::collections::BTreeSet;
 
 /// A session's claim to be where its device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +52,11 @@ pub trait Presence: Send + Sync + 'static {
     /// The live leases of the mailbox, one per device, in the devices' order. `None`: presence does not answer.
     async fn devices(&self, mailbox: MailboxId) -> Option<Vec<DeviceLease>>;
 
+    /// The same, of presence that is in this process: there is nothing to wait for. `None`: ask [`devices`](Self::devices).
+    fn devices_at_hand(&self, _mailbox: MailboxId) -> Option<Vec<DeviceLease>> {
+        None
+    }
+
     /// The gateways with a live lease of any device of the mailbox, each once, in order; none if presence does not answer.
     async fn gateways(&self, mailbox: MailboxId) -> Vec<GatewayId> {
         gateways(&self.devices(mailbox).await.unwrap_or_default())
@@ -61,8 +65,10 @@ pub trait Presence: Send + Sync + 'static {
 
 /// The gateways of these leases, each once, in order.
 pub(crate) fn gateways(leases: &[DeviceLease]) -> Vec<GatewayId> {
-    let gateways: BTreeSet<GatewayId> = leases.iter().map(|lease| lease.gateway).collect();
-    gateways.into_iter().collect()
+    let mut gateways: Vec<GatewayId> = leases.iter().map(|lease| lease.gateway).collect();
+    gateways.sort_unstable();
+    gateways.dedup();
+    gateways
 }
 
 /// How long a lease lives unless renewed; gateways renew every third of it.

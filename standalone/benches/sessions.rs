@@ -109,10 +109,9 @@ fn main() {
 }
 
 async fn serve(variant: Variant) {
-    let (listener, config) = listen(|certificate, key| {
-        chappe_gateway::transport::websocket::tls::server_config(vec![certificate], key.into()).unwrap()
-    })
-    .await;
+    let (listener, config) =
+        listen(|certificate, key| chappe_node::tls::server_config(vec![certificate], key.into()).unwrap())
+            .await;
     let baseline = if variant.is_tls() { Baseline::Fastwebsockets } else { Baseline::Bare };
     baseline.serve(listener, config).await;
 }

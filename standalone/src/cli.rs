@@ -60,6 +60,8 @@ enum Command {
     /// The tables of a cluster's CQL database
     #[command(subcommand)]
     Schema(crate::schema::SchemaCommand),
+    /// Look at settings, files, limits and parts before a process is started, or when one does not work
+    Doctor(crate::doctor::DoctorArgs),
     /// Print the settings of `serve` with their defaults, as a file to start from
     Config,
     /// Print completions for a shell
@@ -190,6 +192,7 @@ impl Cli {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Schema(command) => runtime()?.block_on(crate::schema::run(command)),
+            Command::Doctor(args) => runtime()?.block_on(crate::doctor::run(args)),
             Command::Config => {
                 println!(
                     "# Every setting of `chappe serve` with its default.\n{}",

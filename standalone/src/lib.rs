@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod config;
 pub mod connect;
 pub mod development;
+pub mod doctor;
 pub mod pipe;
 pub mod push;
 pub mod pushing;

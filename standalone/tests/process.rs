@@ -196,6 +196,48 @@ async fn a_terminated_server_drains_and_the_logs_name_nobody() {
 }
 
 #[test]
+fn the_doctor_finds_what_is_missing_and_leaves_nothing_behind() {
+    let place = Place::new();
+    let data = place.path().display().to_string();
+    let (listen, admin) = (place.clients.to_string(), place.admin.to_string());
+    let set = [format!("data={data}"), format!("listen={listen}"), format!("admin={admin}")];
+    let mut words = vec!["doctor"];
+    for one in &set {
+        words.extend(["--set", one.as_str()]);
+    }
+    let before = std::fs::read_dir(place.path().parent().unwrap()).unwrap().count();
+    let fresh = place.chappe(&words);
+    let text = String::from_utf8_lossy(&fresh.stdout).into_owned();
+    assert_eq!(fresh.status.code(), Some(0), "{text}");
+    assert!(text.contains("good  data") && text.trim_end().ends_with(" 0 bad"), "{text}");
+    assert_eq!(std::fs::read_dir(place.path().parent().unwrap()).unwrap().count(), before);
+
+    // A gateway whose parts are all away: each is told by its name, with what to do.
+    let away = [
+        "nats.urls=nats://127.0.0.1:9",
+        "redis.url=redis://127.0.0.1:9/0",
+        "cql.url=cql://127.0.0.1:9/chappe",
+        "tls.off=true",
+    ];
+    let key = place.path().parent().unwrap().join("token.key");
+    std::fs::write(&key, [7; 32]).unwrap();
+    let key = format!("token.key={}", key.display());
+    let mut words = vec!["doctor", "gateway", "--json", "--set", "token.algorithm=hs256", "--set", &key];
+    for one in away.iter().chain([&set[1].as_str(), &set[2].as_str()]) {
+        words.extend(["--set", one]);
+    }
+    let output = place.chappe(&words);
+    assert_eq!(output.status.code(), Some(1));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let bad = told["findings"].as_array().unwrap().iter().filter(|finding| finding["verdict"] == "bad");
+    let bad: Vec<_> = bad.map(|finding| finding["what"].as_str().unwrap()).collect();
+    assert_eq!(bad, ["redis", "cql", "nats"], "{told}");
+
+    let refused = place.chappe(&["doctor", "router", "--set", "nats.urls="]);
+    assert_eq!(refused.status.code(), Some(64), "{}", String::from_utf8_lossy(&refused.stdout));
+}
+
+#[test]
 fn the_command_line_helps() {
     let place = Place::new();
     for arguments in [

@@ -54,6 +54,13 @@ async fn nothing_accepted_is_lost_when_any_process_dies() {
         .collect();
     assert_eq!(servers.len(), 3, "{text}");
 
+    let doctor = cluster(&["doctor"]);
+    let told = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.status.success(), "{told}{}", String::from_utf8_lossy(&doctor.stderr));
+    for part in ["redis ", "cql ", "nats ", "clock ", "nats sync ", "token keys ", "tls.certificate "] {
+        assert!(told.lines().any(|line| line.starts_with(&format!("good  {part}"))), "{part}: {told}");
+    }
+
     let world = Arc::new(SystemWorld::new());
     let breaks_all = |faults: &[Fault]| {
         let breaks = |what| faults.iter().any(|fault: &Fault| fault.what.contains(what));

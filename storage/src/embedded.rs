@@ -9,6 +9,7 @@ mod expiry;
 mod file;
 mod journal;
 mod keys;
+mod leisure;
 mod memtable;
 mod operations;
 mod pages;
@@ -198,7 +199,7 @@ impl EmbeddedRows {
         let shared = Arc::new(Shared::new(world, opened.database));
         let committer = Committer {
             shared: Arc::clone(&shared),
-            pages: Pages::start(Arc::clone(&shared))?,
+            pages: Pages::start(Arc::clone(&shared), opened.leisure)?,
             in_pages: opened.in_pages,
             wanted: opened.in_pages,
             wanted_at: Time::default(),

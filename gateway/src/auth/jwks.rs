@@ -2,6 +2,7 @@
 //! **Invariant:** a key is used for the one configured algorithm only, and a symmetric or a private one never.
 
 use super::keys::SetAlgorithm;
+use super::proof::CheckingKey;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::DecodingKey;
@@ -55,9 +56,9 @@ struct Jwk {
 /// The usable keys of a set.
 #[derive(Default)]
 pub(crate) struct Keys {
-    by_id: BTreeMap<String, Arc<DecodingKey>>,
+    by_id: BTreeMap<String, Arc<CheckingKey>>,
     /// Those that no token can name.
-    nameless: Vec<Arc<DecodingKey>>,
+    nameless: Vec<Arc<CheckingKey>>,
 }
 
 impl Keys {
@@ -85,7 +86,7 @@ impl Keys {
     /// The key of this id. A token without an id is checked against the only key of its set: `kid` is a hint and optional
     /// (RFC 7515, section 4.1.4), and must be there where the set has several keys (OpenID Connect Core 1.0, section 10.1).
     /// To try all of them would let whoever sends tokens choose how much work we do.
-    pub(crate) fn get(&self, id: Option<&str>) -> Option<Arc<DecodingKey>> {
+    pub(crate) fn get(&self, id: Option<&str>) -> Option<Arc<CheckingKey>> {
         match id {
             Some(id) => self.by_id.get(id).cloned(),
             None if self.len() == 1 => self.by_id.values().chain(&self.nameless).next().cloned(),
@@ -105,7 +106,7 @@ pub(super) fn is_key_id(id: &str) -> bool {
 
 impl Jwk {
     /// The key, if it checks signatures of this algorithm.
-    fn usable(&self, algorithm: SetAlgorithm) -> Option<DecodingKey> {
+    fn usable(&self, algorithm: SetAlgorithm) -> Option<CheckingKey> {
         let signs = self.purpose.as_deref().is_none_or(|purpose| purpose == "sig");
         let verifies = self.key_ops.as_ref().is_none_or(|ops| ops.iter().any(|op| op == "verify"));
         // Who publishes a private key has let everybody sign with it.
@@ -122,18 +123,25 @@ impl Jwk {
             return None;
         }
         match algorithm {
-            SetAlgorithm::EdDsa => Some(DecodingKey::from_ed_der(&point(self.x.as_deref())?)),
+            SetAlgorithm::EdDsa => {
+                let point = point(self.x.as_deref())?;
+                Some(CheckingKey::new(DecodingKey::from_ed_der(&point), &[&point]))
+            }
             SetAlgorithm::Es256 => {
                 // Uncompressed (SEC 1, section 2.3.3). A point beside the curve is refused with every signature.
                 let parts = [&[4][..], &point(self.x.as_deref())?, &point(self.y.as_deref())?];
-                Some(DecodingKey::from_ec_der(&parts.concat()))
+                let point = parts.concat();
+                Some(CheckingKey::new(DecodingKey::from_ec_der(&point), &[&point]))
             }
             SetAlgorithm::Rs256 => {
                 let (modulus, exponent) = (number(self.n.as_deref())?, number(self.e.as_deref())?);
                 let bits = modulus.len() * 8 - modulus.first()?.leading_zeros() as usize;
                 let odd = exponent.last()? % 2 == 1 && exponent != [1];
                 let good = RSA_BITS.contains(&bits) && odd && exponent.len() <= RSA_EXPONENT_BYTES_MAX;
-                good.then(|| DecodingKey::from_rsa_raw_components(&modulus, &exponent))
+                let parts = [&modulus[..], &exponent];
+                good.then(|| {
+                    CheckingKey::new(DecodingKey::from_rsa_raw_components(parts[0], parts[1]), &parts)
+                })
             }
         }
     }

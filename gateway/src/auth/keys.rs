@@ -3,11 +3,11 @@
 //! seconds, and decides nothing else.
 
 use super::jwks::{KeySetError, Keys};
+use super::proof::CheckingKey;
 use crate::metrics::GatewayMetrics;
 use chappe_node::fetch::{FetchError, Fetcher, is_encrypted};
 use chappe_protocol::time::{Millis, Time};
 use chappe_protocol::world::World;
-use jsonwebtoken::DecodingKey;
 use serde::Deserialize;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -109,7 +109,7 @@ impl KeySet {
     }
 
     /// The key of this id; without an id, the only one there is.
-    pub(super) fn get(&self, id: Option<&str>) -> Option<Arc<DecodingKey>> {
+    pub(super) fn get(&self, id: Option<&str>) -> Option<Arc<CheckingKey>> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).get(id)
     }
 

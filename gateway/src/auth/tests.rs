@@ -23,7 +23,7 @@ fn hs256(header: &str, claims: &str) -> String {
 
 fn check(token: &str) -> Result<Identity, TokenError> {
     let verifier = TokenVerifier::new(&TokenKey::Hs256 { secret: SECRET.to_vec() }).unwrap();
-    verifier.verify(token, &DeviceId::new("phone").unwrap(), NOW)
+    verifier.verify(token, &DeviceId::new("phone").unwrap(), None, NOW)
 }
 
 const HS: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
@@ -126,7 +126,7 @@ fn a_public_key_is_not_a_secret() {
         &EncodingKey::from_secret(pem.as_bytes()),
     );
     let device = DeviceId::new("phone").unwrap();
-    assert_eq!(verifier.verify(&confused.unwrap(), &device, NOW), Err(TokenError::Invalid));
+    assert_eq!(verifier.verify(&confused.unwrap(), &device, None, NOW), Err(TokenError::Invalid));
     assert_eq!(
         TokenVerifier::new(&TokenKey::Hs256 { secret: vec![0; 31] }).unwrap_err(),
         TokenKeyError::SecretTooShort
@@ -135,4 +135,58 @@ fn a_public_key_is_not_a_secret() {
         TokenVerifier::new(&TokenKey::EdDsa { public_pem: b"nonsense".to_vec() }).unwrap_err(),
         TokenKeyError::NotEd25519
     );
+}
+
+fn hs(secret: &[u8]) -> TokenVerifier {
+    TokenVerifier::new(&TokenKey::Hs256 { secret: secret.to_vec() }).unwrap()
+}
+
+#[test]
+fn a_proof_fits_one_token_one_key_and_one_audience() {
+    let device = DeviceId::new("phone").unwrap();
+    let audience = r#"{"sub":"ben","device":"phone","exp":1700000100,"aud":"chat"}"#;
+    let (token, for_chat) = (hs256(HS, GOOD), hs256(HS, audience));
+    let proof = hs(SECRET).verify(&token, &device, None, NOW).unwrap().proof;
+    let chat = hs(SECRET).for_audience("chat");
+    let of_chat = chat.verify(&for_chat, &device, None, NOW).unwrap().proof;
+    let again = hs(SECRET).verify(&token, &device, Some(proof), NOW).unwrap();
+    assert_eq!((again.user.as_str(), again.proof), ("ben", proof), "good, with and without");
+    // Another's claims under the good signature; no signature; another key; what was good for another audience.
+    let eve = b64(br#"{"sub":"eve","device":"phone","exp":1700000100}"#);
+    let parts: Vec<&str> = token.split('.').collect();
+    let forged = format!("{}.{eve}.{}", parts[0], parts[2]);
+    let bare = format!("{}.{}.", parts[0], parts[1]);
+    let other = hs(b"another secret of at least 32 bytes");
+    let music = hs(SECRET).for_audience("music");
+    let cases = [
+        (&hs(SECRET), &forged, proof),
+        (&hs(SECRET), &bare, proof),
+        (&other, &token, proof),
+        (&music, &for_chat, of_chat),
+        (&hs(SECRET), &for_chat, of_chat),
+        (&chat, &token, proof),
+    ];
+    for (number, (verifier, token, proof)) in cases.into_iter().enumerate() {
+        let verified = verifier.verify(token, &device, Some(proof), NOW);
+        assert_eq!(verified, Err(TokenError::Invalid), "case {number}");
+    }
+}
+
+#[test]
+fn what_was_proven_is_not_proven_again_and_all_else_is_looked_at() {
+    let (phone, laptop) = (DeviceId::new("phone").unwrap(), DeviceId::new("laptop").unwrap());
+    let verifier = hs(SECRET).issued_by("us");
+    let claims = r#"{"sub":"ben","device":"phone","exp":1700000100,"iss":"us"}"#;
+    let good = hs256(HS, claims);
+    // Its signature is nobody's: who looked at it would refuse it.
+    let unsigned = format!("{}.bm9ib2R5", good.rsplit_once('.').unwrap().0);
+    let Trust::Key(key) = &verifier.trust else { unreachable!() };
+    let proof = Proof::new(key, None, &unsigned);
+    assert!(verifier.verify(&unsigned, &phone, Some(proof), NOW).is_ok());
+    assert_eq!(verifier.verify(&unsigned, &phone, None, NOW), Err(TokenError::Invalid));
+    let later = UnixMillis(1_700_000_160_000);
+    assert_eq!(verifier.verify(&unsigned, &phone, Some(proof), later), Err(TokenError::Expired));
+    assert_eq!(verifier.verify(&unsigned, &laptop, Some(proof), NOW), Err(TokenError::OtherDevice));
+    let strict = hs(SECRET).issued_by("them");
+    assert_eq!(strict.verify(&unsigned, &phone, Some(proof), NOW), Err(TokenError::Invalid));
 }

@@ -206,7 +206,7 @@ impl Core {
 
     fn on_refresh(&mut self, token: &Secret) {
         let wall = self.gateway.world.wall();
-        match self.gateway.verifier.verify(&token.0, &self.handle.device, wall) {
+        match self.gateway.verifier.verify(&token.0, &self.handle.device, None, wall) {
             Ok(identity) if identity.user == self.user => {
                 self.valid_until = self.now + Millis(identity.valid_until.0.saturating_sub(wall.0));
             }

@@ -5,7 +5,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use chappe_gateway::transport::websocket::{AcceptError, HandshakeLimits, WebSocket, accept, tls};
+use chappe_gateway::transport::websocket::{AcceptError, HandshakeLimits, WebSocket, accept};
 use chappe_gateway::transport::{Inbound, Transport, TransportError};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
@@ -139,7 +139,7 @@ pub async fn handshake(request: &[u8], limits: &HandshakeLimits) -> (String, Res
 pub fn certificates() -> (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>) {
     let made = rcgen::generate_simple_self_signed(["gateway.example".to_owned()]).unwrap();
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-    let server = tls::server_config(vec![made.cert.der().clone()], key.into()).unwrap();
+    let server = chappe_node::tls::server_config(vec![made.cert.der().clone()], key.into()).unwrap();
     let mut roots = rustls::RootCertStore::empty();
     roots.add(made.cert.der().clone()).unwrap();
     (Arc::new(server), Arc::new(client_config(roots, &[&rustls::version::TLS13])))

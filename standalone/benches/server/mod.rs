@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 
 use crate::support::Running;
 
-/// The store's cache of pages is no memory of sessions: it is made small.
+/// The store's cache of pages is no memory of sessions: where memory is measured it is made small.
+#[allow(dead_code, reason = "not every measurement is of memory")]
 pub(crate) const CACHE_MIB: usize = 16;
 
 /// Where the server's data are.
@@ -18,15 +19,21 @@ pub(crate) fn data(folder: &Path) -> PathBuf {
 /// On a port of its choice.
 #[allow(dead_code, reason = "not every measurement looks at the admin port")]
 pub(crate) fn start_chappe(folder: &Path, is_tls: bool) -> (Running, SocketAddr) {
-    start_chappe_with(folder, is_tls, (Ipv4Addr::LOCALHOST, 0).into())
+    let store = format!("[store]\ncache_mib = {CACHE_MIB}\n");
+    start_chappe_with(folder, is_tls, (Ipv4Addr::LOCALHOST, 0).into(), &store)
 }
 
 /// Heartbeats are rare, so that nothing moves while memory is read; clients may be as quick as they can.
-pub(crate) fn start_chappe_with(folder: &Path, is_tls: bool, admin: SocketAddr) -> (Running, SocketAddr) {
+pub(crate) fn start_chappe_with(
+    folder: &Path,
+    is_tls: bool,
+    admin: SocketAddr,
+    more: &str,
+) -> (Running, SocketAddr) {
     let settings = format!(
         "listen = \"127.0.0.1:0\"\nadmin = \"{admin}\"\ndata = \"{}\"\n[tls]\noff = {}\n[log]\nlevel = \"warn\"\n\
          [limits]\nping_every_ms = 600000\nhandshakes_per_second = 1000000\nframes_per_second_max = 1000000\n\
-         frames_burst_max = 1000000\n[quota]\nslots_max = 1000000\n[store]\ncache_mib = {CACHE_MIB}\n",
+         frames_burst_max = 1000000\n[quota]\nslots_max = 1000000\n{more}",
         data(folder).display(),
         !is_tls,
     );

@@ -40,7 +40,7 @@ impl Server {
     pub(crate) fn start(is_tls: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let (process, address) = start_chappe_with(folder.path(), is_tls, admin);
+        let (process, address) = start_chappe_with(folder.path(), is_tls, admin, "");
         let data = DataDir::new(&data(folder.path()));
         let dial = if is_tls {
             let mut dial = Dial::tls(
@@ -75,14 +75,18 @@ impl Server {
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
+    fn token(&self, number: usize, device: &str) -> String {
+        let (user, wall) = (user(number), self.world.wall());
+        chappe_standalone::token::issue(&self.data, user.as_str(), device, 3600, wall).unwrap()
+    }
+
     /// Connects, says Hello, and hears Welcome and BacklogEnd.
     pub(crate) async fn attach(&self, number: usize, device: &str, known: Option<&Known>) -> Attached {
-        let user = user(number);
-        let wall = self.world.wall();
-        let token = chappe_standalone::token::issue(&self.data, user.as_str(), device, 3600, wall).unwrap();
+        // An app keeps its token for as long as it is good.
+        let token = known.map_or_else(|| self.token(number, device), |known| known.token.clone());
         let mut socket = self.dial.connect(number).await;
         let hello = Hello {
-            token: Secret(token),
+            token: Secret(token.clone()),
             device: DeviceId::new(device).unwrap(),
             resume_token: known.map(|known| known.resume_token.clone()).unwrap_or_default(),
             cursor: known.map(|known| known.cursor),
@@ -102,7 +106,8 @@ impl Server {
                     // A slice would keep all that was read with it.
                     let resume_token = Bytes::copy_from_slice(&told.resume_token);
                     let cursor = Cursor { tag: told.tag, seq: told.from };
-                    return Attached { socket, known: Known { resume_token, cursor }, resumed: told.resumed };
+                    let known = Known { token, resume_token, cursor };
+                    return Attached { socket, known, resumed: told.resumed };
                 }
             }
         }
@@ -111,6 +116,7 @@ impl Server {
 
 /// What a client that comes again shows.
 pub(crate) struct Known {
+    token: String,
     resume_token: Bytes,
     cursor: Cursor,
 }

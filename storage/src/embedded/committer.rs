@@ -230,7 +230,11 @@ impl Committer {
         let fill = self.shared.memtables().fill();
         let full = fill >= Fill::Full || self.journal.len() >= self.journal_bytes_max / 2;
         let over = fill >= Fill::Over || self.journal.len() >= self.journal_bytes_max;
-        if !full || (self.pages.is_busy() && !over) {
+        if !full {
+            return true;
+        }
+        if self.pages.is_busy() && !over {
+            self.pages.hurry();
             return true;
         }
         let may = self.shared.is_open() && self.checkpoint.may(now);

@@ -4,6 +4,7 @@
 use super::file::{Guarded, Layer, SyncFailed};
 use super::journal::{Journal, ReplayError};
 use super::keys;
+use super::leisure::Leisure;
 use super::memtable::{Memtable, Memtables};
 use super::table::{self, Outcome, Over, ROWS, Reads, Snapshot};
 use super::values;
@@ -18,6 +19,9 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// Rows that go into the pages between two rests: a millisecond's work or so.
+const ROWS_AT_ONCE: usize = 256;
 
 /// Pending notes `(minute, mailbox)` that no committed batch holds yet.
 pub(super) type Notes = BTreeSet<(u64, MailboxId)>;
@@ -102,7 +106,7 @@ impl Shared {
     }
 
     /// Takes the frozen memtable into the pages and syncs them: afterwards they hold all batches up to this one.
-    pub(super) fn write_pages(&self, batch: u64) -> core::result::Result<(), redb::Error> {
+    pub(super) fn write_pages(&self, batch: u64, leisure: &Leisure) -> core::result::Result<(), redb::Error> {
         let frozen = self.memtables().frozen();
         {
             let database = self.database();
@@ -112,7 +116,10 @@ impl Shared {
             let transaction = database.begin_write()?;
             {
                 let mut rows = transaction.open_table(ROWS)?;
-                for (key, value) in frozen.iter().flat_map(|frozen| frozen.iter()) {
+                for (number, (key, value)) in frozen.iter().flat_map(|frozen| frozen.iter()).enumerate() {
+                    if number % ROWS_AT_ONCE == ROWS_AT_ONCE - 1 {
+                        leisure.rest();
+                    }
                     match value {
                         Some(value) => drop(rows.insert(key, value)?),
                         None => drop(rows.remove(key)?),
@@ -195,6 +202,8 @@ pub(super) struct Opened {
     /// The number of the last batch that the pages hold for good.
     pub(super) in_pages: u64,
     pub(super) journal: Journal,
+    /// Of its pages, the same each time.
+    pub(super) leisure: Arc<Leisure>,
 }
 
 /// How the files are opened.
@@ -202,6 +211,7 @@ pub(super) struct Recipe {
     pub(super) cache_bytes: usize,
     pub(super) sync: bool,
     pub(super) on_failed_sync: SyncFailed,
+    leisure: Arc<Leisure>,
 }
 
 impl Recipe {
@@ -210,7 +220,7 @@ impl Recipe {
         let sync = config.sync;
         #[cfg(not(feature = "testing"))]
         let sync = true;
-        Self { cache_bytes: config.cache_bytes, sync, on_failed_sync }
+        Self { cache_bytes: config.cache_bytes, sync, on_failed_sync, leisure: Arc::default() }
     }
 
     fn guarded(&self, file: Arc<dyn StorageBackend>) -> Guarded {
@@ -253,7 +263,7 @@ impl Recipe {
         let database = redb::Builder::new()
             .set_cache_size(self.cache_bytes)
             .set_check_integrity_on_open(true)
-            .create_with_backend(self.guarded(Arc::clone(&layer.rows)).paced())
+            .create_with_backend(self.guarded(Arc::clone(&layer.rows)).paced(Arc::clone(&self.leisure)))
             .map_err(|error| open_error(&error))?;
         let corrupt = |error: &dyn std::fmt::Display| OpenError::Corrupt(error.to_string());
         let (incarnation, key, batch) = {
@@ -273,7 +283,7 @@ impl Recipe {
         // A killed process leaves writes behind that it had not synced. They are seen now, so they must not go with the power.
         self.guarded(Arc::clone(&layer.rows)).sync_data()?;
         journal.sync()?;
-        Ok(Opened { database, incarnation, batch, in_pages, journal })
+        Ok(Opened { database, incarnation, batch, in_pages, journal, leisure: Arc::clone(&self.leisure) })
     }
 }
 

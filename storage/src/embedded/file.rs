@@ -1,6 +1,7 @@
 //! The files of a store: plain reads and writes, and what must happen when a sync fails.
 //! **Invariant:** a sync that failed ends the process.
 
+use super::leisure::Leisure;
 use redb::StorageBackend;
 use std::fs::File;
 use std::io;
@@ -63,27 +64,28 @@ impl StorageBackend for DiskFile {
     }
 }
 
-/// Bytes of pages that are written between two syncs: the journal's syncs share the disk with them, and wait for no more than this.
-const PACE_BYTES: usize = 1 << 20;
+/// Bytes of pages that are written between two syncs, at leisure and in a hurry: the journal's syncs share the disk with them, and wait
+/// for no more than this.
+const PACE_BYTES: (usize, usize) = (128 << 10, 1 << 20);
 
 /// A file whose failed sync has consequences.
 pub(super) struct Guarded {
     file: Arc<dyn StorageBackend>,
     sync: bool,
     on_failed_sync: SyncFailed,
-    /// Bytes written since the last sync, if those are bounded.
-    unsynced: Option<AtomicUsize>,
+    /// Bytes written since the last sync, if those are bounded, and whether there is time.
+    pace: Option<(AtomicUsize, Arc<Leisure>)>,
 }
 
 impl Guarded {
     /// `sync: false` leaves the syncs out and exists for the benchmark and for a test that must then lose entries.
     pub(super) fn new(file: Arc<dyn StorageBackend>, sync: bool, on_failed_sync: SyncFailed) -> Self {
-        Self { file, sync, on_failed_sync, unsynced: None }
+        Self { file, sync, on_failed_sync, pace: None }
     }
 
-    /// The same, synced after each [`PACE_BYTES`] that were written.
-    pub(super) fn paced(self) -> Self {
-        Self { unsynced: Some(AtomicUsize::new(0)), ..self }
+    /// The same, synced after [`PACE_BYTES`] that were written, with a rest if there is time.
+    pub(super) fn paced(self, leisure: Arc<Leisure>) -> Self {
+        Self { pace: Some((AtomicUsize::new(0), leisure)), ..self }
     }
 }
 
@@ -115,10 +117,12 @@ impl StorageBackend for Guarded {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.file.write(offset, data)?;
-        let Some(unsynced) = &self.unsynced else { return Ok(()) };
-        if unsynced.fetch_add(data.len(), Ordering::Relaxed) + data.len() >= PACE_BYTES {
+        let Some((unsynced, leisure)) = &self.pace else { return Ok(()) };
+        let bytes_max = if leisure.is_hurried() { PACE_BYTES.1 } else { PACE_BYTES.0 };
+        if unsynced.fetch_add(data.len(), Ordering::Relaxed) + data.len() >= bytes_max {
             unsynced.store(0, Ordering::Relaxed);
             self.sync_data()?;
+            leisure.rest();
         }
         Ok(())
     }

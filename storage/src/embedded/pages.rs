@@ -2,6 +2,7 @@
 //! were frozen; the committer is told how each ended before the next begins.
 
 use super::database::Shared;
+use super::leisure::Leisure;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -20,6 +21,7 @@ enum State {
 
 struct Inner {
     shared: Arc<Shared>,
+    leisure: Arc<Leisure>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -32,8 +34,9 @@ pub(super) struct Pages {
 
 impl Pages {
     /// Starts the thread.
-    pub(super) fn start(shared: Arc<Shared>) -> std::io::Result<Self> {
-        let inner = Arc::new(Inner { shared, state: Mutex::new(State::Idle), changed: Condvar::new() });
+    pub(super) fn start(shared: Arc<Shared>, leisure: Arc<Leisure>) -> std::io::Result<Self> {
+        let state = Mutex::new(State::Idle);
+        let inner = Arc::new(Inner { shared, leisure, state, changed: Condvar::new() });
         let of_thread = Arc::clone(&inner);
         // A thread of its own: while it writes and syncs pages, the committer goes on.
         let thread =
@@ -46,6 +49,11 @@ impl Pages {
         matches!(*self.inner.lock(), State::Wanted(_))
     }
 
+    /// The next one is due: the present one takes no more rests.
+    pub(super) fn hurry(&self) {
+        self.inner.leisure.hurry();
+    }
+
     /// Whether the last one could not be written: the database is of no more use until it is opened again.
     pub(super) fn has_failed(&self) -> bool {
         matches!(*self.inner.lock(), State::Failed(_))
@@ -53,6 +61,7 @@ impl Pages {
 
     /// Waits until none is being written. `Err`: the last one was not; what it held is still above the pages.
     pub(super) fn settle(&self) -> Result<(), String> {
+        self.hurry();
         let mut state = self.inner.lock();
         while matches!(*state, State::Wanted(_)) {
             state = self.inner.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -65,6 +74,7 @@ impl Pages {
 
     /// Has the frozen memtable written; with it the pages hold all batches up to this one. Only when settled.
     pub(super) fn write(&self, batch: u64) {
+        self.inner.leisure.begin();
         *self.inner.lock() = State::Wanted(batch);
         self.inner.changed.notify_all();
     }
@@ -94,7 +104,7 @@ impl Inner {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             };
             drop(state);
-            let written = catch_unwind(AssertUnwindSafe(|| self.shared.write_pages(batch)));
+            let written = catch_unwind(AssertUnwindSafe(|| self.shared.write_pages(batch, &self.leisure)));
             *self.lock() = match written {
                 Ok(Ok(())) => State::Idle,
                 Ok(Err(error)) => State::Failed(error.to_string()),

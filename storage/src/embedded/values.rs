@@ -17,29 +17,6 @@ pub(super) struct Damaged;
 /// Stands for the sender of an entry whose payload is gone: the name goes with the payload.
 const FORGOTTEN: &str = "-";
 
-/// CRC-32C (RFC 3720, appendix B.4), one table: rows are short.
-static CRC: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut index = 0;
-    let mut number: u32 = 0;
-    while index < 256 {
-        let mut crc = number;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
-            bit += 1;
-        }
-        table[index] = crc;
-        index += 1;
-        number += 1;
-    }
-    table
-};
-
-fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc: u32, byte| CRC[((crc ^ u32::from(*byte)) & 0xff) as usize] ^ (crc >> 8))
-}
-
 /// Builds a value.
 struct Out(Vec<u8>);
 
@@ -64,7 +41,8 @@ impl Out {
         self.u8(name.len().to_le_bytes()[0]).raw(name.as_bytes())
     }
     fn done(mut self) -> Vec<u8> {
-        let crc = crc32c(&self.0);
+        // CRC-32C (RFC 3720, appendix B.4).
+        let crc = crc32c::crc32c(&self.0);
         self.0.extend_from_slice(&crc.to_be_bytes());
         self.0
     }
@@ -76,7 +54,7 @@ struct In<'a>(&'a [u8]);
 impl<'a> In<'a> {
     fn open(value: &'a [u8]) -> Result<Self, Damaged> {
         let (body, crc) = value.split_last_chunk::<4>().ok_or(Damaged)?;
-        if crc32c(body) == u32::from_be_bytes(*crc) { Ok(Self(body)) } else { Err(Damaged) }
+        if crc32c::crc32c(body) == u32::from_be_bytes(*crc) { Ok(Self(body)) } else { Err(Damaged) }
     }
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Damaged> {
         let (first, rest) = self.0.split_first_chunk::<N>().ok_or(Damaged)?;

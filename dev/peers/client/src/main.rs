@@ -50,10 +50,10 @@ struct Options {
     in_flight: u64,
     #[arg(long, default_value_t = 512)]
     payload: usize,
-    /// Sessions opened per second at most. The default of `chappe serve` lets 2,000 in.
-    #[arg(long, default_value_t = 1_900)]
+    /// Sessions opened per second at most.
+    #[arg(long, default_value_t = 100_000)]
     rate: u32,
-    /// Sessions opened before that rate holds. `chappe serve` lets 4,000 in.
+    /// Sessions opened before that rate holds.
     #[arg(long, default_value_t = 0)]
     burst: u32,
     /// Users who take turns in setups.

@@ -19,7 +19,7 @@ mod decoder;
 mod handshake;
 mod outbox;
 mod stream;
-pub mod tls;
+mod tls;
 
 pub use self::decoder::Event;
 
@@ -175,7 +175,7 @@ fn poll_head<IO: AsyncRead + AsyncWrite + Unpin>(
 ) -> Poll<io::Result<Result<usize, Refusal>>> {
     loop {
         // Reading goes on while the peer does not take what TLS has to say: it may be writing itself.
-        if let Poll::Ready(Err(error)) = stream.poll_flush(cx) {
+        if let Poll::Ready(Err(error)) = stream.poll_flush_handshake(cx) {
             return Poll::Ready(Err(error));
         }
         let seen = head.len();

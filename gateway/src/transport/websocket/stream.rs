@@ -63,6 +63,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
         }
     }
 
+    /// Writes what the peer waits for in TLS' handshake. Its ticket is not: that leaves with the next write.
+    pub(super) fn poll_flush_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tls(tls) if tls.is_handshaking() => tls.poll_flush(cx),
+            Self::Plain(_) | Self::Tls(_) => Poll::Ready(Ok(())),
+        }
+    }
+
     /// Flushes and ends the write side.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {

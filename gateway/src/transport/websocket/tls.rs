@@ -6,8 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{NoServerSessionStorage, ServerConnectionData, UnbufferedServerConnection};
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -19,26 +18,10 @@ use crate::transport::scratch::{self, Scratch, WIRE_BYTES};
 const PARTIAL_BYTES_MAX: usize = WIRE_BYTES / 2;
 /// Plaintext that is encrypted in one go: its records fit the thread's buffer.
 const PLAIN_BYTES_MAX: usize = 3 * 16 * 1024;
+/// What TLS itself has to say, if it is no more than this, leaves in one write with what comes next.
+const JOINED_BYTES_MAX: usize = 1024;
 /// Room for a `close_notify` record.
 const GOODBYE_BYTES_MAX: usize = 64;
-
-/// The server configuration for [`accept`](super::accept): TLS 1.3 alone, one stateless session ticket (RFC 8446
-/// §4.6.1), no early data, ALPN `http/1.1` for clients that ask. Errors: the key does not fit the certificate.
-pub fn server_config(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-) -> Result<rustls::ServerConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.send_tls13_tickets = 1;
-    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(config)
-}
 
 pub(super) struct TlsStream<IO> {
     io: IO,
@@ -178,7 +161,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let bytes = &bytes[..bytes.len().min(PLAIN_BYTES_MAX)];
         scratch::with(|Scratch { wire, .. }| {
-            let sealed = ready!(self.poll_seal(cx, &mut |traffic| traffic.encrypt(bytes, wire)))?;
+            let sealed =
+                ready!(self.poll_seal(cx, JOINED_BYTES_MAX, &mut |traffic| traffic.encrypt(bytes, wire)))?;
+            if self.unwritten_bytes() > 0 {
+                self.outgoing.extend_from_slice(&wire[..sealed]);
+                return match self.poll_drain(cx) {
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                    // What the socket did not take is kept.
+                    Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(bytes.len())),
+                };
+            }
             let mut written = 0;
             while written < sealed {
                 match poll_write_some(&mut self.io, cx, &wire[written..sealed]) {
@@ -191,14 +183,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         })
     }
 
-    /// Writes everything that must leave first, then lets `seal` make its records; their length.
+    /// Writes everything that must leave first but for at most so many bytes, then lets `seal` make its records; their length.
     fn poll_seal(
         &mut self,
         cx: &mut Context<'_>,
+        kept_bytes_max: usize,
         seal: &mut dyn FnMut(&mut Traffic<'_>) -> Result<usize, EncryptError>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.poll_drain(cx))?;
+            if self.unwritten_bytes() > kept_bytes_max {
+                ready!(self.poll_drain(cx))?;
+            }
             if let Some(error) = &self.failed {
                 return Poll::Ready(Err(invalid(error.clone())));
             }
@@ -240,6 +235,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether the peer waits for what is to be written.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.session.is_handshaking()
+    }
+
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_drain(cx))?;
         Pin::new(&mut self.io).poll_flush(cx)
@@ -250,7 +250,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         ready!(self.poll_drain(cx))?;
         if !self.goodbye_said && self.failed.is_none() && !self.session.is_handshaking() {
             let mut goodbye = [0; GOODBYE_BYTES_MAX];
-            let sealed = ready!(self.poll_seal(cx, &mut |traffic| traffic.queue_close_notify(&mut goodbye)))?;
+            let sealed =
+                ready!(self.poll_seal(cx, 0, &mut |traffic| traffic.queue_close_notify(&mut goodbye)))?;
             self.goodbye_said = true;
             self.outgoing.extend_from_slice(&goodbye[..sealed]);
             ready!(self.poll_drain(cx))?;

@@ -7,10 +7,14 @@ use chappe_protocol::frame::{ClientFrame, Hello, Limits, Role, Secret, ServerFra
 use chappe_protocol::id::{DeviceId, Seq, SubmitId, UserId};
 use chappe_protocol::internode::Outcome;
 use chappe_protocol::time::Millis;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 const UPGRADE: &[u8] = b"GET /v1/connect HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: chappe.v1\r\n\r\n";
+
+/// The resume tokens that the devices keep, by their numbers.
+static KEPT: Mutex<BTreeMap<usize, Bytes>> = Mutex::new(BTreeMap::new());
 
 pub struct Chappe {
     who: Who,
@@ -94,7 +98,7 @@ impl Speaker for Chappe {
             let hello = Hello {
                 token: Secret((*self.token).to_owned()),
                 device: DeviceId::new("peer").unwrap(),
-                resume_token: Bytes::new(),
+                resume_token: KEPT.lock().unwrap().get(&self.who.number).cloned().unwrap_or_default(),
                 cursor: None,
                 role: Role::Main,
             };
@@ -113,7 +117,13 @@ impl Speaker for Chappe {
                 self.unanswered -= 1;
                 Event::Accepted
             }
-            ServerFrame::Welcome(_) | ServerFrame::Pong { .. } => Event::Nothing,
+            ServerFrame::Welcome(welcome) => {
+                // A slice would keep all that was read with it.
+                let token = Bytes::copy_from_slice(&welcome.resume_token);
+                KEPT.lock().unwrap().insert(self.who.number, token);
+                Event::Nothing
+            }
+            ServerFrame::Pong { .. } => Event::Nothing,
             other @ (ServerFrame::Truncated { .. }
             | ServerFrame::Ephemeral { .. }
             | ServerFrame::GoAway(_)
