@@ -71,8 +71,13 @@ impl DataDir {
             std::fs::create_dir_all(&folder)
                 .with_context(|| format!("cannot create {}", folder.display()))?;
         }
-        std::fs::set_permissions(&self.root, std::fs::Permissions::from_mode(0o700))
-            .with_context(|| format!("cannot make {} private", self.root.display()))?;
+        match std::fs::set_permissions(&self.root, std::fs::Permissions::from_mode(0o700)) {
+            // A volume that an orchestrator made for us: it decides who enters. Each of our files is private by itself.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                tracing::info!("{} belongs to somebody else: its permissions stay", self.root.display());
+            }
+            done => done.with_context(|| format!("cannot make {} private", self.root.display()))?,
+        }
         if !self.certificate().exists() {
             let (certificate, key) =
                 chappe_node::tls::development_certificate().map_err(anyhow::Error::msg)?;

@@ -129,7 +129,9 @@ fn damaged_data_and_unreadable_keys_are_told() {
 fn private_files_are_private() {
     let place = Place::new();
     place.serve(&[]).stop();
-    for path in [place.data().token_private(), place.data().admin_token(), place.data().resume_key()] {
+    let rows = ["rows.redb", "journal"].map(|name| place.data().store().join(name));
+    let keys = [place.data().token_private(), place.data().admin_token(), place.data().resume_key()];
+    for path in keys.into_iter().chain(rows) {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o077, 0, "{}", path.display());
     }
 }

@@ -363,5 +363,5 @@ async fn a_token_is_renewed_before_it_ends_and_no_welcome_is_not_waited_for_with
         }
         peer.say(&[ServerFrame::Pong { nonce, upto: Seq(0) }]).await;
     }
-    assert!((18..30).contains(&nonce), "of 10 minutes, a minute before: {nonce} pings");
+    assert!((18..46).contains(&nonce), "of 10 to 15 minutes, a minute before: {nonce} pings");
 }

@@ -5,7 +5,7 @@ use super::leisure::Leisure;
 use redb::StorageBackend;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,9 +36,11 @@ pub struct Layer {
 pub(super) struct DiskFile(File);
 
 impl DiskFile {
-    /// Opens the file, or creates it if `create`.
+    /// Opens the file, or creates it if `create`, for its owner alone.
     pub(super) fn open(path: &Path, create: bool) -> io::Result<Self> {
-        File::options().read(true).write(true).create(create).truncate(false).open(path).map(Self)
+        let mut options = File::options();
+        options.read(true).write(true).create(create).truncate(false).mode(0o600);
+        options.open(path).map(Self)
     }
 }
 

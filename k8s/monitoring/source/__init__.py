@@ -1,0 +1,1 @@
+"""What the dashboards, rules, alerts and their tests are made from."""
