@@ -26,7 +26,7 @@ Metric = namedtuple("Metric", "kind labels")
 def documented(markdown):
     """The metrics of docs/metrics.md: kind and labels by name."""
     found = {}
-    for name, kind, labels in re.findall(r"^\| `(chappe_\w+)` \| (\w+) \| ([^|]*) \|", markdown, re.M):
+    for name, kind, labels in re.findall(r"^\| `((?:chappe|process)_\w+)` \| (\w+) \| ([^|]*) \|", markdown, re.M):
         found[name] = Metric(kind, {label.strip() for label in labels.split(",") if label.strip()})
     return found
 

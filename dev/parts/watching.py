@@ -200,7 +200,7 @@ def named(tree, words):
     everything, found = tree.known(words), []
     text = tree.alerts_md.read_text() if tree.alerts_md.is_file() else ""
     for code in re.findall(r"`([^`\n]*chappe[_:][^`\n]*)`", text):
-        if re.fullmatch(r"chappe_\w+", code):
+        if re.fullmatch(r"(chappe|process)_\w+", code):
             metric = everything.metrics.get(code) or everything.of(code)
             found += [] if metric else [f"docs/operations/alerts.md: unknown metric {code}"]
         elif re.search(r"\b(sum|rate|increase|histogram_quantile|topk|max|min|avg|count)\b|[{:]", code):

@@ -18,7 +18,7 @@ use chappe_protocol::envelope::Page;
 use chappe_protocol::frame::{ServerFrame, SubmitResult};
 use chappe_protocol::id::{Seq, UserId};
 use chappe_protocol::session::{Action, Session};
-use chappe_protocol::time::{Millis, Time};
+use chappe_protocol::time::{Millis, Time, UnixMillis};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
@@ -57,6 +57,8 @@ pub(crate) struct Core {
     ephemerals: Bucket,
     requests_rate: Bucket,
     valid_until: Time,
+    /// Since when the session stands.
+    attached_at: UnixMillis,
     /// Since when bytes wait and the peer takes none.
     stalled_since: Option<Time>,
     /// The drain closes it then.
@@ -75,7 +77,7 @@ impl Core {
         session: Session,
         valid_until: Time,
     ) -> Self {
-        let now = gateway.world.now();
+        let (now, attached_at) = (gateway.world.now(), gateway.world.wall());
         let limits = &gateway.config.session.limits;
         gateway.metrics.sessions.inc();
         Self {
@@ -96,6 +98,7 @@ impl Core {
             submits: None,
             requests: None,
             valid_until,
+            attached_at,
             stalled_since: None,
             drained_at: None,
             peek: None,
@@ -305,6 +308,11 @@ impl Core {
             self.gateway.metrics.delivered_total.inc();
             tracing::debug!(envelope = %deliver.envelope_id, "delivered");
             let (mailbox, at) = (self.handle.mailbox, self.gateway.world.wall());
+            // What waited for the device says nothing about how fast we are.
+            if deliver.at >= self.attached_at {
+                let seconds = (at - deliver.at).to_std().as_secs_f64();
+                self.gateway.metrics.deliver_seconds.observe(seconds);
+            }
             self.gateway.traces.delivered(deliver.envelope_id, mailbox, deliver.seq, at);
             #[cfg(feature = "testing")]
             if self.gateway.has_bug(crate::faults::Bug::AckOnSend) {

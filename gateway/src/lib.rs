@@ -57,6 +57,8 @@ where
     let (gateway, bells, alarms) = Gateway::new(config, parts, drain);
     let _dropped = Killer(Arc::clone(&gateway));
     let pause_max = Millis(LEASE_MS / 2);
+    let sessions_max = i64::try_from(gateway.config.sessions_max).unwrap_or(i64::MAX);
+    gateway.metrics.sessions_max.set(sessions_max);
     let timers = gateway.timers.run(&*gateway.world, |pause| {
         gateway.metrics.timers.set(i64::try_from(gateway.timers.len()).unwrap_or(i64::MAX));
         if pause > pause_max {

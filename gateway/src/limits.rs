@@ -106,6 +106,19 @@ pub(crate) struct Hit {
 
 /// The one limit that `Welcome` does not tell: PROTOCOL.md names it beside those of the schema.
 pub(crate) const EPHEMERALS: &str = "ephemerals_per_second_max";
+/// Frames of any kind.
+pub(crate) const FRAMES: &str = "frames_per_second_max";
+
+/// The names of all limits that a [`Hit`] may have.
+pub(crate) const LIMITS: [&str; 7] = [
+    FRAMES,
+    EPHEMERALS,
+    "envelope_bytes_max",
+    "ephemeral_bytes_max",
+    "targets_max",
+    "ttl_ms_max",
+    "submits_in_flight_max",
+];
 
 /// Checks a submit against what `Welcome` told, with `in_flight` submits unanswered.
 pub(crate) fn check_submit(submit: &Submit, limits: &Limits, in_flight: usize) -> Result<(), Hit> {

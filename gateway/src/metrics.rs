@@ -1,5 +1,9 @@
 //! What a gateway counts. **Invariant:** handles are resolved once; no label carries an id of a user, a device or a mailbox.
 
+use crate::limits::LIMITS;
+use crate::transport::Carrier;
+use chappe_protocol::close::{CloseCode, ErrorCode};
+use chappe_protocol::internode::Outcome;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     register_histogram_with_registry, register_int_counter_vec_with_registry,
@@ -8,7 +12,7 @@ use prometheus::{
 
 macro_rules! metrics {
     (counters { $($(#[doc = $cdoc:literal])+ $counter:ident = $cname:literal;)+ }
-     labelled { $($(#[doc = $ldoc:literal])+ $labelled:ident = $lname:literal by $label:literal;)+ }
+     labelled { $($(#[doc = $ldoc:literal])+ $labelled:ident = $lname:literal by $label:literal of $values:expr;)+ }
      gauges { $($(#[doc = $gdoc:literal])+ $gauge:ident = $gname:literal;)+ }
      histograms { $($(#[doc = $hdoc:literal])+ $histogram:ident = $hname:literal in $buckets:expr;)+ }) => {
         /// Counters, gauges and histograms of one gateway, all named `chappe_gateway_*`.
@@ -29,7 +33,7 @@ macro_rules! metrics {
 
             /// Registers all of them; fails if one of the names is taken.
             pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-                Ok(Self {
+                let own = Self {
                     $($counter: register_int_counter_with_registry!(
                         Opts::new($cname, concat!($($cdoc),+).trim()), registry)?,)+
                     $($labelled: register_int_counter_vec_with_registry!(
@@ -38,12 +42,20 @@ macro_rules! metrics {
                         Opts::new($gname, concat!($($gdoc),+).trim()), registry)?,)+
                     $($histogram: register_histogram_with_registry!(
                         HistogramOpts::new($hname, concat!($($hdoc),+).trim()).buckets($buckets.to_vec()), registry)?,)+
-                })
+                };
+                // From 0 on: a rate does not see the first event of a series that begins with it.
+                $(for value in $values {
+                    own.$labelled.with_label_values(&[value]);
+                })+
+                Ok(own)
             }
         }
     };
 }
 
+/// For what users wait for while they are attached: probes find within 90 s what no doorbell told.
+const LIVE_SECONDS: [f64; 13] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 90.0];
 const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
 metrics! {
@@ -95,23 +107,27 @@ metrics! {
     }
     labelled {
         /// Connections closed by the gateway, by the reason's word.
-        closed_total = "chappe_gateway_closed_total" by "reason";
+        closed_total = "chappe_gateway_closed_total" by "reason" of CloseCode::ALL.iter().map(|code| code.reason());
         /// Sessions welcomed, by carrier: websocket, quic, webtransport.
-        welcomed_total = "chappe_gateway_welcomed_total" by "carrier";
+        welcomed_total = "chappe_gateway_welcomed_total" by "carrier" of Carrier::ALL.map(Carrier::word);
         /// Targets of submits answered, by outcome.
-        outcomes_total = "chappe_gateway_outcomes_total" by "outcome";
+        outcomes_total = "chappe_gateway_outcomes_total" by "outcome" of Outcome::WORDS;
         /// Requests of devices answered, by outcome: push_set, push_cleared, device_revoked, or the code of the error.
-        requests_total = "chappe_gateway_requests_total" by "outcome";
+        requests_total = "chappe_gateway_requests_total" by "outcome" of
+            ["push_set", "push_cleared", "device_revoked"].into_iter().chain(ErrorCode::ALL.iter().map(|code| code.as_str()));
         /// Frames and submits refused, by the name of the limit.
-        limited_total = "chappe_gateway_limited_total" by "limit";
+        limited_total = "chappe_gateway_limited_total" by "limit" of LIMITS;
         /// Fetches of the keys that tokens are checked with, by outcome: ok, empty, unreachable, unusable.
-        token_key_fetches_total = "chappe_gateway_token_key_fetches_total" by "outcome";
+        token_key_fetches_total = "chappe_gateway_token_key_fetches_total" by "outcome" of
+            ["ok", "empty", "unreachable", "unusable"];
     }
     gauges {
         /// Sockets in TLS, WebSocket and QUIC handshakes or waiting for their Hello.
         handshakes = "chappe_gateway_handshakes";
         /// Sessions, peeks included.
         sessions = "chappe_gateway_sessions";
+        /// As many sessions as there may be: `limits.sessions_max`.
+        sessions_max = "chappe_gateway_sessions_max";
         /// Entries of submits that wait or are with a router.
         submit_entries = "chappe_gateway_submit_entries";
         /// Payload bytes of submits that wait or are with a router.
@@ -134,5 +150,7 @@ metrics! {
         submit_seconds = "chappe_gateway_submit_seconds" in SECONDS;
         /// From the Hello to the Welcome, in seconds.
         attach_seconds = "chappe_gateway_attach_seconds" in SECONDS;
+        /// From the acceptance of an envelope until it is written to a device that was attached when it was accepted, in seconds.
+        deliver_seconds = "chappe_gateway_deliver_seconds" in LIVE_SECONDS;
     }
 }

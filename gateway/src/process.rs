@@ -7,7 +7,7 @@ use crate::settings::{
 use crate::{GatewayMetrics, Parts, TlsSource};
 use anyhow::Result;
 use aws_lc_rs::digest::{SHA256, digest};
-use chappe_node::admin::Admin;
+use chappe_node::admin::{Admin, Process};
 use chappe_node::clock::SystemWorld;
 use chappe_node::config::{ConfigError, read_file, read_secret};
 use chappe_node::listen::bind;
@@ -151,8 +151,16 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
     let token = read_secret(&settings.admin_token, "admin_token")?;
     let operations = Arc::new(OnceLock::new());
     let handler = operations::handler(Arc::clone(&operations));
-    let admin = Admin { registry: registry.clone(), ready: watched, handler: Some(handler) };
     let listener = bind(settings.admin, "--set admin=…").await?;
+    let process = Process {
+        role: "gateway",
+        registry: registry.clone(),
+        ready: watched,
+        stop: signals.stop.clone(),
+        handler: Some(handler),
+    };
+    let admin = Admin::new(process, listener.local_addr()?)?;
+    let console = admin.console();
     tracing::info!(admin = %listener.local_addr()?, cluster = settings.cluster, "a gateway starts");
     background.spawn(chappe_node::admin::serve(listener, admin, ended.clone(), background.clone()));
 
@@ -169,7 +177,9 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
         return Ok(true);
     };
     let parts = Arc::new(parts);
+    parts.bus.meet(&console).await?;
     if let Some(tls) = tls.clone() {
+        tls.tell(&registry)?;
         let (reload, ended) = (signals.reload.clone(), ended.clone());
         background.spawn(async move { tls.watch(reload, ended).await });
     }

@@ -60,6 +60,12 @@ async fn what_was_sent_while_away_comes_first_and_in_order() {
         assert_eq!(deliver.payload[..], [seq - 1], "in the order of their submits");
     }
     assert_eq!(ben.next().await, In::Frame(ServerFrame::BacklogEnd { upto: Seq(100) }));
+    assert_eq!(gateway.metrics.deliver_seconds.get_sample_count(), 0, "what waited is not slow");
+    assert_eq!(ada.submit(submit_to(100, &["ben"], b"now")).await.results[0].outcome, Outcome::Accepted);
+    ben.deliver().await;
+    let (count, sum) =
+        (gateway.metrics.deliver_seconds.get_sample_count(), gateway.metrics.deliver_seconds.get_sample_sum());
+    assert!(count == 1 && sum < 1.0, "what comes while it is here is timed: {count}, {sum} s");
 }
 }
 

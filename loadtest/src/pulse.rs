@@ -2,15 +2,14 @@
 //! the load up.
 
 use anyhow::Result;
-use chappe_node::admin::{self, Admin};
+use chappe_node::admin::{Admin, Process};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use prometheus::{IntGauge, Registry};
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 /// What one worker says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -123,11 +122,11 @@ impl Board {
         }
     }
 
-    /// Serves `/metrics` until `stop`.
-    pub async fn serve(&self, listener: TcpListener, stop: CancellationToken) {
+    /// What `/metrics` and its like show at this address. Only once: the registry takes each name once.
+    pub fn admin(&self, at: SocketAddr, stop: &CancellationToken) -> Result<Admin, prometheus::Error> {
         let (_ready, ready) = watch::channel(true);
-        let admin = Admin { registry: self.registry.clone(), ready, handler: None };
-        admin::serve(listener, admin, stop, TaskTracker::new()).await;
+        let (registry, stop) = (self.registry.clone(), stop.clone());
+        Admin::new(Process { role: "loadtest", registry, ready, stop, handler: None }, at)
     }
 
     /// Takes the bar away.
@@ -140,7 +139,8 @@ impl Board {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_util::task::TaskTracker;
 
     #[tokio::test]
     async fn prometheus_sees_all_workers_together() {
@@ -163,7 +163,9 @@ mod tests {
             stop.cancel();
             text
         };
-        let ((), text) = tokio::join!(board.serve(listener, stop.clone()), asked);
+        let admin = board.admin(address, &stop).unwrap();
+        let serving = chappe_node::admin::serve(listener, admin, stop.clone(), TaskTracker::new());
+        let ((), text) = tokio::join!(serving, asked);
         assert!(text.contains("\nchappe_loadtest_accepted 40\n"), "{text}");
         assert!(text.contains("\nchappe_loadtest_sessions 14\n"), "{text}");
     }

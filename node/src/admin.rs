@@ -1,5 +1,7 @@
-//! The admin port: `/healthz`, `/readyz`, `/metrics` and what a process adds. **Invariant:** it never shares a port with clients.
+//! The admin port: `/healthz`, `/readyz`, `/metrics`, `/console` and what a process adds. **Invariant:** it never shares a port with clients.
 
+use crate::console::{self, Console};
+use crate::vitals;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -48,14 +50,42 @@ pub type AdminHandler =
 /// What the port shows.
 #[derive(Clone)]
 pub struct Admin {
-    /// Its metrics.
+    registry: Registry,
+    ready: watch::Receiver<bool>,
+    handler: Option<AdminHandler>,
+    console: Arc<Console>,
+}
+
+/// What a process brings to its admin port.
+pub struct Process {
+    /// `gateway`, `router`, `pusher`, `standalone` or `loadtest`.
+    pub role: &'static str,
+    /// Its metrics; those that every process has are added to it.
     pub registry: Registry,
     /// `true` once it serves, `false` again from the start of a drain.
     pub ready: watch::Receiver<bool>,
+    /// Cancelled at the start of a drain.
+    pub stop: CancellationToken,
     /// The process's own calls.
     pub handler: Option<AdminHandler>,
 }
 
+impl Admin {
+    /// For the port at this address. Fails if the registry has one of the names of [`vitals`] already.
+    pub fn new(process: Process, at: SocketAddr) -> Result<Self, prometheus::Error> {
+        let Process { role, registry, ready, stop, handler } = process;
+        vitals::register(&registry, role, ready.clone())?;
+        let console = Arc::new(Console::new(role, at, registry.clone(), ready.clone(), stop));
+        Ok(Self { registry, ready, handler, console })
+    }
+
+    /// What the process shows of itself and of the others.
+    pub fn console(&self) -> Arc<Console> {
+        Arc::clone(&self.console)
+    }
+}
+
+const ROUTES: &str = "there is /healthz, /readyz, /metrics and /console\n";
 const CALL_BYTES_MAX: usize = 64 * 1024;
 const CONNECTIONS_MAX: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -116,11 +146,30 @@ async fn answer(admin: Admin, request: Request<Incoming>) -> Result<Response<Ful
             plain(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n")
         }
         (Method::GET, "/metrics") => metrics(&admin.registry),
+        (Method::GET, path) if path.starts_with(console::PREFIX) => shown(&admin.console, path).await,
         (method, _) => match own(&admin, method, path.clone(), request).await {
             Some(reply) => respond(reply.status, "application/json", reply.json),
-            None => plain(StatusCode::NOT_FOUND, "there is /healthz, /readyz and /metrics\n"),
+            None => plain(StatusCode::NOT_FOUND, ROUTES),
         },
     })
+}
+
+/// The console's page and its data.
+async fn shown(console: &Console, path: &str) -> Response<Full<Bytes>> {
+    let mut response = match console::file(path) {
+        Some((kind, content)) => respond(StatusCode::OK, kind, content),
+        None if path == "/console/data" => respond(StatusCode::OK, "application/json", console.data().await),
+        None => return plain(StatusCode::NOT_FOUND, ROUTES),
+    };
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, console::POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        response.headers_mut().insert(name, header::HeaderValue::from_static(value));
+    }
+    response
 }
 
 async fn own(admin: &Admin, method: Method, path: String, request: Request<Incoming>) -> Option<AdminReply> {
@@ -228,15 +277,26 @@ mod tests {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let admin = Admin { registry, ready: watch, handler: Some(handler) };
+        let tasks = TaskTracker::new();
+        let (role, stop) = ("gateway", CancellationToken::new());
+        let process = Process { role, registry, ready: watch, stop: stop.clone(), handler: Some(handler) };
+        let admin = Admin::new(process, listener.local_addr().unwrap()).unwrap();
         tasks.spawn(serve(listener, admin, stop.clone(), tasks.clone()));
 
         assert!(get(port, "/healthz").await.0 == 200);
         assert!(get(port, "/readyz").await.0 == 503);
+        assert!(get(port, "/metrics").await.1.contains("\nchappe_ready 0\n"));
         ready.send(true).unwrap();
         assert!(get(port, "/readyz").await.0 == 200);
-        assert!(get(port, "/metrics").await.1.contains("chappe_test_total 1"));
+        let metrics = get(port, "/metrics").await.1;
+        for line in ["chappe_test_total 1", "chappe_ready 1", "chappe_build_info{role=\"gateway\",version="] {
+            assert!(metrics.contains(&format!("\n{line}")), "{line} is not in {metrics}");
+        }
+        assert!(metrics.contains("\nprocess_open_fds "), "{metrics}");
+        assert!(get(port, "/console").await.1.contains("console.js"));
+        let data = get(port, "/console/data").await.1;
+        assert!(data.contains("\"chappe_test_total\":1.0") && data.contains("\"ready\":true"), "{data}");
+        assert!(get(port, "/console/../metrics").await.0 == 404);
         assert!(get(port, "/v1/own").await.0 == 200);
         assert!(get(port, "/v1/other").await.0 == 404);
         stop.cancel();

@@ -2,8 +2,10 @@
 //! **Invariant:** nothing here knows what an envelope is.
 
 pub mod admin;
+pub mod alarms;
 pub mod clock;
 pub mod config;
+pub mod console;
 pub mod drain;
 pub mod fetch;
 pub mod listen;
@@ -12,3 +14,4 @@ pub mod process;
 pub mod signal;
 pub mod telemetry;
 pub mod tls;
+pub mod vitals;

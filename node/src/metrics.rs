@@ -78,8 +78,18 @@ impl Family<'_> {
         labels: &[&str],
         (start, factor, count): (f64, f64, usize),
     ) -> Result<HistogramVec, prometheus::Error> {
-        let buckets = exponential_buckets(start, factor, count)?;
-        let opts = HistogramOpts { common_opts: self.opts(name, help), buckets };
+        self.histograms_in(name, help, labels, &exponential_buckets(start, factor, count)?)
+    }
+
+    /// Histograms by labels, with these upper bounds of buckets, growing.
+    pub fn histograms_in(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> Result<HistogramVec, prometheus::Error> {
+        let opts = HistogramOpts { common_opts: self.opts(name, help), buckets: buckets.to_vec() };
         self.register(HistogramVec::new(opts, labels)?)
     }
 }

@@ -1,9 +1,12 @@
 //! Logs and the panic hook. **Invariant:** no user, device, token or payload in any of them.
 
+use crate::alarms::Hearing;
 use serde::{Deserialize, Serialize};
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// How logs look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -49,13 +52,13 @@ fn filter(level: &str) -> Result<EnvFilter, ParseError> {
 pub fn init(config: &LogConfig) -> Result<(), String> {
     let filter = filter(&config.level)
         .map_err(|error| format!("log.level: {error}; try \"info\" or \"chappe_gateway=debug,info\""))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
+    let subscriber = tracing_subscriber::registry().with(filter).with(Hearing::default());
     let started = match config.format {
-        LogFormat::Human => subscriber.with_target(false).try_init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
+        LogFormat::Human => subscriber.with(lines.with_target(false)).try_init(),
+        LogFormat::Json => subscriber.with(lines.json().flatten_event(true)).try_init(),
     };
     started.map_err(|error| format!("logging: {error}"))?;
     std::panic::set_hook(Box::new(|panic| {

@@ -1,14 +1,17 @@
 //! TLS 1.3 for servers and to them, with certificates that are read anew without a restart.
 //! **Invariant:** a certificate that cannot be used never replaces one that can.
 
+use crate::metrics::Family;
+use prometheus::{IntGauge, Registry};
 use rustls::ServerConfig;
 use rustls::server::NoServerSessionStorage;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
+use x509_parser::pem::Pem;
 
 /// Why a certificate or key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +84,8 @@ pub struct ReloadingTls {
     certificate: PathBuf,
     key: PathBuf,
     current: RwLock<Arc<ServerConfig>>,
+    /// When the certificate ends, once there are metrics.
+    ends: OnceLock<IntGauge>,
 }
 
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -89,7 +94,23 @@ impl ReloadingTls {
     /// Reads both files.
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
         let current = RwLock::new(Arc::new(read_config(certificate, key)?));
-        Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), current })
+        let ends = OnceLock::new();
+        Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), current, ends })
+    }
+
+    /// Registers `chappe_tls_not_after_seconds`. Fails if the registry has it already.
+    pub fn tell(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        let own = Family { registry, prefix: "chappe_tls" };
+        let help = "When the certificate of the clients' port ends, seconds of Unix time.";
+        let _ = self.ends.set(own.gauge("not_after_seconds", help)?);
+        self.tell_end();
+        Ok(())
+    }
+
+    fn tell_end(&self) {
+        if let Some(ends) = self.ends.get() {
+            ends.set(validity(&self.certificate).map_or(0, |(_, to)| to));
+        }
     }
 
     /// The configuration for the next handshake.
@@ -101,6 +122,7 @@ impl ReloadingTls {
     pub fn reload(&self) -> Result<(), TlsError> {
         let fresh = Arc::new(read_config(&self.certificate, &self.key)?);
         *self.current.write().unwrap_or_else(std::sync::PoisonError::into_inner) = fresh;
+        self.tell_end();
         Ok(())
     }
 
@@ -131,6 +153,17 @@ impl ReloadingTls {
         [&self.certificate, &self.key]
             .map(|path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok())
     }
+}
+
+/// From when until when the first certificate of a PEM file is good (RFC 5280, section 4.1.2.5), seconds of Unix time.
+pub fn validity(certificate: &Path) -> Result<(i64, i64), TlsError> {
+    let bad = |message: String| TlsError::File { path: certificate.to_owned(), message };
+    let bytes = std::fs::read(certificate).map_err(|error| bad(error.to_string()))?;
+    let first = Pem::iter_from_buffer(&bytes).next();
+    let first = first.and_then(Result::ok).ok_or_else(|| bad("there is no PEM certificate in it".into()))?;
+    let parsed = first.parse_x509().map_err(|_| bad("there is no X.509 certificate in it".into()))?;
+    let validity = parsed.validity();
+    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
 fn read_config(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
@@ -205,6 +238,11 @@ mod tests {
         tls.reload().unwrap();
         let second = tls.current();
         assert!(!Arc::ptr_eq(&first, &second));
+        let registry = Registry::new();
+        tls.tell(&registry).unwrap();
+        let told = || registry.gather()[0].get_metric()[0].get_gauge().get_value();
+        let (from, to) = validity(&certificate).unwrap();
+        assert_eq!((from < to, format!("{}", told())), (true, format!("{to}")));
         std::fs::write(&key, "no key").unwrap();
         let error = tls.reload().unwrap_err().to_string();
         assert!(error.starts_with("tls_file"), "{error}");

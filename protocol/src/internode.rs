@@ -145,6 +145,18 @@ impl Outcome {
         }
     }
 
+    /// Every word of [`Outcome::word`].
+    pub const WORDS: [&'static str; 8] = [
+        "accepted",
+        "unknown_user",
+        "no_device",
+        "devices_changed",
+        "quota",
+        "unavailable",
+        "not_attempted",
+        "unknown",
+    ];
+
     /// The word for it in metrics and in output.
     pub const fn word(&self) -> &'static str {
         match self {

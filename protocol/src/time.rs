@@ -43,6 +43,14 @@ impl Sub<Millis> for UnixMillis {
     }
 }
 
+impl Sub for UnixMillis {
+    type Output = Millis;
+    /// For how long it was; nothing if `earlier` is later.
+    fn sub(self, earlier: Self) -> Millis {
+        Millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
 impl Millis {
     /// Whole seconds.
     pub const fn from_secs(seconds: u64) -> Self {

@@ -1,13 +1,15 @@
 //! What a pusher counts. **Invariant:** handles are resolved once where they are hot; no label carries an id.
 
 use crate::look::Look;
-use crate::outbox::Sizes;
+use crate::outbox::{OutboxConfig, Sizes};
 use crate::provider::{Answer, ProviderKind, Verdict};
 use chappe_node::metrics::Family;
 use chappe_protocol::time::Millis;
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 use std::collections::BTreeMap;
 
+/// With what is promised, 30 s, among them.
+const WAKE_SECONDS: [f64; 13] = [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 30.0, 60.0, 120.0, 300.0];
 /// What a look finds.
 const FOUND: [&str; 6] = ["sleeper", "alive", "sealed", "unreachable", "later", "nothing"];
 /// Why a wake is not sent.
@@ -43,6 +45,8 @@ pub struct PusherMetrics {
     answers: IntCounterVec,
     skipped: IntCounterVec,
     queue: IntGaugeVec,
+    queue_max: IntGauge,
+    oldest_seconds: Gauge,
     queue_bytes: IntGauge,
     apps_paused: IntGauge,
     by_provider: BTreeMap<ProviderKind, OfProvider>,
@@ -65,11 +69,11 @@ impl PusherMetrics {
         let noise =
             family.counters("noise_total", "Wakes that came too late to be needed.", &["provider"])?;
         let buried = family.counters("dead_targets_total", "Push targets removed as dead.", &["provider"])?;
-        let seconds = family.histograms(
+        let seconds = family.histograms_in(
             "wake_seconds",
             "From the acceptance of an envelope to the provider's.",
             &["provider"],
-            (0.05, 2.0, 14),
+            &WAKE_SECONDS,
         )?;
         let of = |provider: ProviderKind| {
             let label = provider.label();
@@ -120,6 +124,9 @@ impl PusherMetrics {
             )?,
             skipped,
             queue,
+            queue_max: family.gauge("queue_max", "Wakes that the outbox takes at most.")?,
+            oldest_seconds: family
+                .real_gauge("oldest_wake_seconds", "Age of the wake that has been longest in the outbox.")?,
             queue_bytes: family.gauge("queue_bytes", "Bytes held for wakes in the outbox.")?,
             apps_paused: family.gauge("apps_paused", "Apps whose provider asked for a pause.")?,
             by_provider: ProviderKind::ALL.into_iter().map(of).collect(),
@@ -191,10 +198,15 @@ impl PusherMetrics {
         self.sweep_behind_seconds.set(behind.to_std().as_secs_f64());
     }
 
+    pub(crate) fn bounds(&self, config: &OutboxConfig) {
+        self.queue_max.set(i64::try_from(config.total_max).unwrap_or(i64::MAX));
+    }
+
     pub(crate) fn sizes(&self, sizes: &Sizes) {
         for (state, count) in STATES.into_iter().zip([sizes.due, sizes.in_flight, sizes.parked]) {
             self.queue.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+        self.oldest_seconds.set(sizes.oldest.to_std().as_secs_f64());
         self.queue_bytes.set(i64::try_from(sizes.bytes).unwrap_or(i64::MAX));
         self.apps_paused.set(i64::try_from(sizes.paused).unwrap_or(i64::MAX));
     }

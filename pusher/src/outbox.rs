@@ -181,6 +181,8 @@ pub struct Sizes {
     pub paused: usize,
     /// Bytes held for wakes that wait or are in flight.
     pub bytes: usize,
+    /// For how long the first of them has been here.
+    pub oldest: Millis,
 }
 
 impl<G> Outbox<G> {
@@ -439,6 +441,7 @@ impl<G> Outbox<G> {
     pub fn sizes(&mut self, now: Time) -> Sizes {
         self.apps.retain(|_, app| app.waits + app.in_flight > 0 || !app.bucket.is_full(now));
         let mut sizes = Sizes { parked: self.parked.len(), bytes: self.bytes, ..Sizes::default() };
+        sizes.oldest = self.jobs.first_key_value().map_or(Millis(0), |(_, job)| now - job.queued_at);
         for app in self.apps.values() {
             sizes.due += app.waits;
             sizes.in_flight += app.in_flight;

@@ -9,7 +9,7 @@ use crate::shards::Members;
 use crate::waker::{Hinted, Waker, WakerParts};
 use anyhow::Result;
 use async_trait::async_trait;
-use chappe_node::admin::Admin;
+use chappe_node::admin::{Admin, Process};
 use chappe_node::clock::SystemWorld;
 use chappe_node::config::read_secret;
 use chappe_node::listen::bind;
@@ -41,8 +41,16 @@ pub async fn run(settings: PusherSettings, signals: Signals) -> Result<bool> {
     let (ready, watched) = watch::channel(false);
     let operations = Arc::new(OnceLock::new());
     let handler = operations::handler(Arc::clone(&operations));
-    let admin = Admin { registry: registry.clone(), ready: watched, handler: Some(handler) };
     let listener = bind(settings.admin, "--set admin=…").await?;
+    let process = Process {
+        role: "pusher",
+        registry: registry.clone(),
+        ready: watched,
+        stop: signals.stop.clone(),
+        handler: Some(handler),
+    };
+    let admin = Admin::new(process, listener.local_addr()?)?;
+    let console = admin.console();
     tracing::info!(admin = %listener.local_addr()?, cluster = settings.cluster, "a pusher starts");
     background.spawn(chappe_node::admin::serve(listener, admin, ended.clone(), background.clone()));
 
@@ -59,6 +67,7 @@ pub async fn run(settings: PusherSettings, signals: Signals) -> Result<bool> {
         return Ok(true);
     };
     let parts = Arc::new(parts);
+    parts.bus.meet(&console).await?;
     let job_metrics = Arc::new(WakeJobMetrics::new(&registry)?);
     let jobs = parts.bus.wake_jobs(settings.wakes.jobs(), job_metrics).await?;
     let waker = Waker::new(

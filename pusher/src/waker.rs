@@ -132,6 +132,7 @@ impl Waker {
             intervals: config.intervals,
             clock,
         };
+        parts.metrics.bounds(&config.outbox);
         let shared = Shared {
             world: parts.world,
             eyes,

@@ -106,6 +106,7 @@ impl Router {
         wakes: Arc<dyn Wakes>,
     ) -> Self {
         let (m, c) = (&metrics, &config);
+        m.queue_entries_max.set(i64::try_from(c.queue_entries_max).unwrap_or(i64::MAX));
         let shared = Shared {
             queue: Bound::new(
                 c.queue_entries_max,

@@ -25,6 +25,8 @@ pub struct RouterMetrics {
     pub shared_payloads: IntCounter,
     /// `chappe_router_queue_entries`: entries of submits under way.
     pub queue_entries: IntGauge,
+    /// `chappe_router_queue_entries_max`: as many as there may be.
+    pub queue_entries_max: IntGauge,
     /// `chappe_router_queue_bytes`: payload bytes of submits under way.
     pub queue_bytes: IntGauge,
     /// `chappe_router_mailboxes`: mailboxes with a round.
@@ -138,6 +140,8 @@ impl RouterMetrics {
             shared_payloads: family
                 .counter("shared_payloads_total", "Payloads stored once for several mailboxes.")?,
             queue_entries: family.gauge("queue_entries", "Entries of submits under way.")?,
+            queue_entries_max: family
+                .gauge("queue_entries_max", "Entries of submits that may be under way at once.")?,
             queue_bytes: family.gauge("queue_bytes", "Payload bytes of submits under way.")?,
             mailboxes: family.gauge("mailboxes", "Mailboxes with a round.")?,
             appends_in_flight: family.gauge("appends_in_flight", "Appends under way in the store.")?,

@@ -7,6 +7,7 @@ mod bells;
 mod config;
 mod error;
 mod jobs;
+mod members;
 mod metrics;
 mod pending;
 mod pulse;

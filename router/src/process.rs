@@ -8,7 +8,7 @@ use crate::settings::{RouterSettings, WakeSettings};
 use crate::wakes::{LocalWakes, Wakes};
 use crate::{LocalLinks, Router, RouterMetrics, janitor};
 use anyhow::Result;
-use chappe_node::admin::Admin;
+use chappe_node::admin::{Admin, Process};
 use chappe_node::clock::SystemWorld;
 use chappe_node::config::read_secret;
 use chappe_node::listen::bind;
@@ -30,8 +30,16 @@ pub async fn run(settings: RouterSettings, signals: Signals) -> Result<bool> {
     let (ready, watched) = watch::channel(false);
     let operations = Arc::new(OnceLock::new());
     let handler = operations::handler(Arc::clone(&operations));
-    let admin = Admin { registry: registry.clone(), ready: watched, handler: Some(handler) };
     let listener = bind(settings.admin, "--set admin=…").await?;
+    let process = Process {
+        role: "router",
+        registry: registry.clone(),
+        ready: watched,
+        stop: signals.stop.clone(),
+        handler: Some(handler),
+    };
+    let admin = Admin::new(process, listener.local_addr()?)?;
+    let console = admin.console();
     tracing::info!(admin = %listener.local_addr()?, cluster = settings.cluster, "a router starts");
     background.spawn(chappe_node::admin::serve(listener, admin, ended.clone(), background.clone()));
 
@@ -46,6 +54,7 @@ pub async fn run(settings: RouterSettings, signals: Signals) -> Result<bool> {
         return Ok(true);
     };
     let parts = Arc::new(parts);
+    parts.bus.meet(&console).await?;
     let metrics = Arc::new(RouterMetrics::new(&registry)?);
     let wake_metrics = Arc::new(WakeMetrics::new(&registry)?);
     let wakes = wakes(&settings.wakes, &parts.bus, &wake_metrics).await?;

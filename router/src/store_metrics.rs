@@ -14,14 +14,57 @@ pub struct StoreMetrics {
     errors: IntCounterVec,
     slots: IntCounter,
     coalesced: IntCounter,
-    log: IntCounterVec,
+    log: LogMetrics,
+}
+
+/// What a slot log has met in this process, whatever it is written to.
+#[derive(Debug, Clone)]
+pub struct LogMetrics(IntCounterVec);
+
+impl LogMetrics {
+    /// Registers them.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let log = Family { registry, prefix: "chappe_log" };
+        let events = log.counters(
+            "events_total",
+            "What the slot log met: commits, refusals, look-backs and the like.",
+            &["event"],
+        )?;
+        let own = Self(events);
+        own.observe(&LogStats::default());
+        Ok(own)
+    }
+
+    /// Takes over what the log counted.
+    pub fn observe(&self, log: &LogStats) {
+        for (event, count) in [
+            ("committed", log.committed),
+            ("duplicate", log.duplicates),
+            ("refused", log.refused),
+            ("undecided", log.undecided),
+            ("crossing", log.crossings),
+            ("look_back_read", log.look_back_reads),
+            ("look_back_hit", log.look_back_hits),
+            ("head_read", log.head_reads),
+            ("galloped", log.galloped),
+            ("quota_refused", log.quota_refused),
+            ("hole", log.holes),
+            ("hole_healed", log.holes_healed),
+            ("lost", log.lost),
+            ("truncated", log.truncated),
+            ("trimmed", log.trimmed),
+            ("cursor_ahead", log.cursors_ahead),
+            ("head_back", log.heads_back),
+        ] {
+            raise(&self.0.with_label_values(&[event]), count);
+        }
+    }
 }
 
 impl StoreMetrics {
     /// Registers them.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let store = Family { registry, prefix: "chappe_store" };
-        let log = Family { registry, prefix: "chappe_log" };
         Ok(Self {
             up: store.gauge("up", "1 if the store answered the last look, else 0.")?,
             statements: store.counters(
@@ -40,11 +83,7 @@ impl StoreMetrics {
                 "coalesced_total",
                 "Reads that joined an equal one instead of a statement of their own.",
             )?,
-            log: log.counters(
-                "events_total",
-                "What the slot log met: commits, refusals, look-backs and the like.",
-                &["event"],
-            )?,
+            log: LogMetrics::new(registry)?,
         })
     }
 
@@ -74,20 +113,7 @@ impl StoreMetrics {
         }
         raise(&self.slots, rows.append_slots);
         raise(&self.coalesced, rows.coalesced);
-        for (event, count) in [
-            ("committed", log.committed),
-            ("duplicate", log.duplicates),
-            ("refused", log.refused),
-            ("undecided", log.undecided),
-            ("crossing", log.crossings),
-            ("look_back_read", log.look_back_reads),
-            ("look_back_hit", log.look_back_hits),
-            ("head_read", log.head_reads),
-            ("galloped", log.galloped),
-            ("quota_refused", log.quota_refused),
-        ] {
-            raise(&self.log.with_label_values(&[event]), count);
-        }
+        self.log.observe(log);
     }
 }
 

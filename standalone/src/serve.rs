@@ -10,7 +10,7 @@ use chappe_gateway::listen::accepted;
 use chappe_gateway::quic::QuicDoor;
 use chappe_gateway::settings::gateway_config;
 use chappe_gateway::{TlsSource, TokenVerifier};
-use chappe_node::admin::{Admin, AdminHandler};
+use chappe_node::admin::{Admin, AdminHandler, Process};
 use chappe_node::clock::SystemWorld;
 use chappe_node::config::read_secret;
 use chappe_node::listen::bind;
@@ -54,7 +54,7 @@ pub struct Server {
     push_keys: Arc<PushKeys>,
     pushing: Pushing,
     /// The store, whose counters are metrics.
-    counted: (Arc<EmbeddedRows>, EmbeddedMetrics),
+    counted: (Arc<EmbeddedRows>, Arc<SlotLog<EmbeddedRows>>, EmbeddedMetrics),
 }
 
 impl Server {
@@ -70,9 +70,10 @@ impl Server {
         let push_keys = config.push.open_or(Some(&data.push_key()))?;
         let push_keys = Arc::new(push_keys.context("there is no push key")?);
         let token = read_secret(&data.admin_token(), "data")?;
-        let (rows, store) = open_store(&config, &data, &world)?;
+        let (rows, log) = open_store(&config, &data, &world)?;
+        let store: Arc<dyn Store> = Arc::<SlotLog<EmbeddedRows>>::clone(&log);
         let registry = Registry::new();
-        let counted = (rows, EmbeddedMetrics::new(&registry)?);
+        let counted = (rows, log, EmbeddedMetrics::new(&registry)?);
         let cluster = Cluster::new(Arc::clone(&world), Arc::clone(&store), &registry, |local| local)?;
         let shared = pushing::Shared {
             world: &world,
@@ -127,16 +128,24 @@ impl Server {
         let has_keys = verifier.has_keys().now_or_never().is_some();
         let (ready, ready_watch) = tokio::sync::watch::channel(has_keys);
         let handler = admin_handler(self.pushing.operations(&self.operations.token), self.operations);
-        let admin = Admin { registry: self.registry.clone(), ready: ready_watch, handler: Some(handler) };
+        let process = Process {
+            role: "standalone",
+            registry: self.registry.clone(),
+            ready: ready_watch,
+            stop: signals.stop.clone(),
+            handler: Some(handler),
+        };
+        let admin = Admin::new(process, self.admin.local_addr()?)?;
         background.spawn(chappe_node::admin::serve(self.admin, admin, ended.clone(), background.clone()));
         background.spawn(janitor::run(
             Arc::clone(self.cluster.store()),
             Arc::clone(&self.world),
             ended.clone(),
         ));
-        let (rows, counted) = self.counted;
-        background.spawn(counted.follow(rows, ended.clone()));
+        let (rows, log, counted) = self.counted;
+        background.spawn(counted.follow(rows, log, ended.clone()));
         if let Some(tls) = self.tls.clone() {
+            tls.tell(&self.registry)?;
             let (reload, ended) = (signals.reload.clone(), ended.clone());
             background.spawn(async move { tls.watch(reload, ended).await });
         }
@@ -190,7 +199,7 @@ fn open_store(
     config: &ServeConfig,
     data: &DataDir,
     world: &Arc<dyn World>,
-) -> Result<(Arc<EmbeddedRows>, Arc<dyn Store>)> {
+) -> Result<(Arc<EmbeddedRows>, Arc<SlotLog<EmbeddedRows>>)> {
     let mut embedded = EmbeddedConfig::default();
     embedded.cache_bytes = config.store.cache_bytes();
     let rows = EmbeddedRows::open(&data.store(), Arc::clone(world), embedded)

@@ -1,7 +1,9 @@
 //! What the embedded store counts, as metrics. **Invariant:** a counter here is the store's, as of the last look.
 
 use chappe_node::metrics::Family;
+use chappe_router::store_metrics::LogMetrics;
 use chappe_storage::embedded::{EmbeddedRows, EmbeddedStats};
+use chappe_storage::slotlog::{LogStats, SlotLog};
 use prometheus::{IntCounter, Registry};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 /// How often the store is looked at.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// The counters of an embedded store.
+/// The counters of an embedded store and of the slot log above it.
 #[derive(Debug, Clone)]
 pub struct EmbeddedMetrics {
     reads: IntCounter,
@@ -18,6 +20,7 @@ pub struct EmbeddedMetrics {
     writes: IntCounter,
     batches: IntCounter,
     checkpoints: IntCounter,
+    log: LogMetrics,
 }
 
 impl EmbeddedMetrics {
@@ -30,11 +33,13 @@ impl EmbeddedMetrics {
             writes: of.counter("writes_total", "Writes that were queued.")?,
             batches: of.counter("batches_total", "Batches of writes, each journalled with one sync.")?,
             checkpoints: of.counter("checkpoints_total", "Memtables taken into the pages.")?,
+            log: LogMetrics::new(registry)?,
         })
     }
 
     /// Takes over what the store counted.
-    pub fn observe(&self, stats: EmbeddedStats) {
+    pub fn observe(&self, stats: EmbeddedStats, log: &LogStats) {
+        self.log.observe(log);
         for (counter, now) in [
             (&self.reads, stats.reads),
             (&self.range_reads, stats.range_reads),
@@ -47,10 +52,15 @@ impl EmbeddedMetrics {
     }
 
     /// Looks again and again, until the end.
-    pub(crate) async fn follow(self, rows: Arc<EmbeddedRows>, ended: CancellationToken) {
+    pub(crate) async fn follow(
+        self,
+        rows: Arc<EmbeddedRows>,
+        log: Arc<SlotLog<EmbeddedRows>>,
+        ended: CancellationToken,
+    ) {
         let mut ticks = tokio::time::interval(EVERY);
         while ended.run_until_cancelled(ticks.tick()).await.is_some() {
-            self.observe(rows.stats());
+            self.observe(rows.stats(), &log.stats());
         }
     }
 }

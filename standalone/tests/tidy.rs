@@ -214,9 +214,20 @@ fn registered() -> BTreeSet<String> {
         &chappe_storage::slotlog::LogStats::default(),
         true,
     );
-    chappe_standalone::store_metrics::EmbeddedMetrics::new(&registry).unwrap();
-    let mut names: BTreeSet<String> =
-        registry.gather().iter().map(|family| family.name().to_owned()).collect();
+    chappe_node::vitals::register(&registry, "test", tokio::sync::watch::channel(true).1).unwrap();
+    let (folder, pair) = (tempfile::tempdir().unwrap(), chappe_node::tls::development_certificate().unwrap());
+    let (certificate, key) = (folder.path().join("certificate"), folder.path().join("key"));
+    std::fs::write(&certificate, pair.0).unwrap();
+    std::fs::write(&key, pair.1).unwrap();
+    chappe_node::tls::ReloadingTls::load(&certificate, &key).unwrap().tell(&registry).unwrap();
+    // The two kinds of stores share the log's metrics, and never a registry.
+    let embedded = prometheus::Registry::new();
+    chappe_standalone::store_metrics::EmbeddedMetrics::new(&embedded).unwrap();
+    let mut names: BTreeSet<String> = [registry, embedded]
+        .iter()
+        .flat_map(prometheus::Registry::gather)
+        .map(|family| family.name().to_owned())
+        .collect();
     let source = std::fs::read_to_string(root().join("gateway/src/metrics.rs")).unwrap();
     names.extend(source.split('"').filter(|word| word.starts_with("chappe_gateway_")).map(str::to_owned));
     names
@@ -227,7 +238,7 @@ fn every_metric_is_documented_and_every_documented_metric_exists() {
     let document = std::fs::read_to_string(root().join("docs/metrics.md")).unwrap();
     let documented: BTreeSet<String> = document
         .split('`')
-        .filter(|word| word.starts_with("chappe_"))
+        .filter(|word| word.starts_with("chappe_") || word.starts_with("process_"))
         .map(|word| word.split('{').next().unwrap_or(word).to_owned())
         .collect();
     let registered = registered();

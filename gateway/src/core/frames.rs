@@ -4,7 +4,7 @@
 use super::Core;
 use crate::auth::TokenError;
 use crate::connection::End;
-use crate::limits::{EPHEMERALS, Hit, Verdict, check_submit, limit_error, refresh_refused};
+use crate::limits::{EPHEMERALS, FRAMES, Hit, Verdict, check_submit, limit_error, refresh_refused};
 use crate::requests::{Done, Requests, push_unavailable, refused};
 use crate::submits::Submits;
 use crate::transport::Inbound;
@@ -86,7 +86,7 @@ impl Core {
     /// Counts a frame. `Some`: it came too fast; the first of an excess is told so at once. Signs of life, acks and pings
     /// still count, since they cost nothing.
     fn check_rate(&mut self) -> Option<Hit> {
-        let hit = |retry_after_ms| Hit { name: "frames_per_second_max", retry_after_ms };
+        let hit = |retry_after_ms| Hit { name: FRAMES, retry_after_ms };
         match self.frames.on_frame(self.now, &self.gateway.config.session.limits) {
             Verdict::Within => None,
             Verdict::Warn { retry_after_ms } => {

@@ -34,6 +34,9 @@ pub enum Carrier {
 }
 
 impl Carrier {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::WebSocket, Self::Quic, Self::WebTransport];
+
     /// Its word in metrics and logs.
     pub fn word(self) -> &'static str {
         match self {

@@ -4,7 +4,7 @@ from .rule import CRITICAL, WARNING, Alert, gateway, rate, router, series, share
 
 ROLES = 'job=~"chappe-.+"'
 # Bounds of the binaries, which no metric tells: router/src/config.rs, gateway/src/process.rs.
-ROUTER_ENTRIES_MAX, ROUTER_BYTES_MAX, ROUTER_BELLS_MAX, GATEWAY_BELLS_MAX = 65_536, 64 * 1024 * 1024, 65_536, 16_384
+ROUTER_BYTES_MAX, ROUTER_BELLS_MAX, GATEWAY_BELLS_MAX = 64 * 1024 * 1024, 65_536, 16_384
 SHARE = "{{ $value | humanizePercentage }}"
 WHERE = "In {{ $labels.namespace }}"
 
@@ -56,6 +56,29 @@ PROCESSES = [
         [router("chappe_router_submits_total", "5+5x3 0+5x3 0+5x3 0+5x3")],
         [router("chappe_router_submits_total", "5+5x3 0+5x3 0+5x8"), router("chappe_bus_announcements_total", "0+0x16")],
         at=14,
+    ),
+]
+
+PROCESSES += [
+    Alert(
+        "ChappeNotReady", WARNING, "chappe_ready == 0", "10m",
+        "A process of {{ $labels.job }} does not become ready",
+        "{{ $labels.instance }} of {{ $labels.job }} answers Prometheus and has served nobody for 10 minutes.",
+        [router("chappe_ready", "1+0x2 0+0x20")], [router("chappe_ready", "1+0x2 0+0x8 1+0x10"), gateway("chappe_ready", "1+0x20")], at=15,
+    ),
+    Alert(
+        "ChappeTwoVersions", WARNING, "count by (namespace, role) (count by (namespace, role, version) (chappe_build_info)) > 1", "2h",
+        "Two versions of {{ $labels.role }} run beside each other",
+        WHERE + " {{ $value }} versions of {{ $labels.role }} have run beside each other for two hours: an upgrade has stopped half way.",
+        [router("chappe_build_info", "1+0x140", 'role="router",version="1"'), router("chappe_build_info", "1+0x140", 'role="router",version="2"', "b")],
+        [router("chappe_build_info", "1+0x140", 'role="router",version="1"'), gateway("chappe_build_info", "1+0x140", 'role="gateway",version="2"')], at=130,
+    ),
+    Alert(
+        "ChappeFilesRunOut", CRITICAL, "process_open_fds{" + ROLES + "} / process_max_fds{" + ROLES + "} > 0.9", "5m",
+        "A process of {{ $labels.job }} has hardly an open file left",
+        "{{ $labels.instance }} of {{ $labels.job }} uses {{ $value | humanizePercentage }} of its open files: soon it takes no more connections.",
+        [gateway("process_open_fds", "19000+0x20"), gateway("process_max_fds", "20000+0x20")],
+        [gateway("process_open_fds", "17000+0x20"), gateway("process_max_fds", "20000+0x20")],
     ),
 ]
 
@@ -116,6 +139,29 @@ CONNECTIONS = [
     ),
 ]
 
+CONNECTIONS += [
+    Alert(
+        "ChappeSessionsFull", WARNING, "chappe_gateway_sessions / chappe_gateway_sessions_max > 0.9", "5m",
+        "A gateway is nearly full",
+        "{{ $labels.instance }} has {{ $value | humanizePercentage }} of the sessions that it takes (limits.sessions_max).",
+        [gateway("chappe_gateway_sessions", "95000+0x20"), gateway("chappe_gateway_sessions_max", "100000+0x20")],
+        [gateway("chappe_gateway_sessions", "85000+0x20"), gateway("chappe_gateway_sessions_max", "100000+0x20")],
+    ),
+    Alert(
+        "ChappeCertificateEnds", WARNING, f"chappe_tls_not_after_seconds - time() < {14 * 86400}", "10m",
+        "The certificate of a gateway ends within two weeks",
+        "The certificate of {{ $labels.instance }} ends in {{ $value | humanizeDuration }}.",
+        # In the tests it is 1970.
+        [gateway("chappe_tls_not_after_seconds", f"{13 * 86400}+0x30")], [gateway("chappe_tls_not_after_seconds", f"{15 * 86400}+0x30")], at=20,
+    ),
+    Alert(
+        "ChappeCertificateEndsSoon", CRITICAL, f"chappe_tls_not_after_seconds - time() < {2 * 86400}", "10m",
+        "The certificate of a gateway ends within two days",
+        "The certificate of {{ $labels.instance }} ends in {{ $value | humanizeDuration }}: then nobody connects.",
+        [gateway("chappe_tls_not_after_seconds", f"{1 * 86400}+0x30")], [gateway("chappe_tls_not_after_seconds", f"{3 * 86400}+0x30")], at=20,
+    ),
+]
+
 _FULL, _BELLS_ROUTER, _BELLS_BUS = 'why="full"', "chappe_router_doorbells_dropped_total", "chappe_bus_doorbells_dropped_total"
 
 DELIVERY = [
@@ -155,11 +201,13 @@ DELIVERY = [
     ),
     Alert(
         "ChappeRouterQueueLong", WARNING,
-        f"chappe_router_queue_entries > {ROUTER_ENTRIES_MAX // 2}\nor chappe_router_queue_bytes > {ROUTER_BYTES_MAX // 2}", "5m",
+        f"chappe_router_queue_entries / chappe_router_queue_entries_max > 0.5\nor chappe_router_queue_bytes / {ROUTER_BYTES_MAX} > 0.5", "5m",
         "A router's queue is more than half full",
-        "{{ $labels.instance }} has {{ $value | humanize }} entries (of " + f"{ROUTER_ENTRIES_MAX}" + ") or bytes (of 64 MiB) of submits under way.",
-        [router("chappe_router_queue_entries", "40000+0x20"), router("chappe_router_queue_bytes", "40000000+0x20", instance="b")],
-        [router("chappe_router_queue_entries", "30000+0x20"), router("chappe_router_queue_bytes", "30000000+0x20", instance="b")], count=2,
+        "{{ $labels.instance }} has {{ $value | humanizePercentage }} of the entries or bytes of submits under way that it takes.",
+        [router("chappe_router_queue_entries", "40000+0x20"), router("chappe_router_queue_entries_max", "65536+0x20"),
+         router("chappe_router_queue_bytes", "40000000+0x20", instance="b")],
+        [router("chappe_router_queue_entries", "30000+0x20"), router("chappe_router_queue_entries_max", "65536+0x20"),
+         router("chappe_router_queue_bytes", "30000000+0x20", instance="b")], count=2,
     ),
     Alert(
         "ChappeDoorbellQueueLong", WARNING,

@@ -7,16 +7,17 @@ from .slo import SLOS
 PROMISES = """
 | promise | shown by | not shown by any metric |
 |---|---|---|
-| P1 what was accepted is never lost | *Accepted* says whether senders are served at all; a cursor beyond the head means loss | slots found lost (in the log only: `a slot is lost`) |
+| P1 what was accepted is never lost | *Accepted* says whether senders are served at all; a cursor beyond the head, or a slot that is gone, means loss | |
 | P2 once in a mailbox, each device, the app once | retries answered as duplicates (delivery) | what apps show twice |
 | P3 one order | | order: the load harness audits it |
 | P4 nothing to anybody else | | misdelivery: the load harness audits it |
-| P5 online in milliseconds, within 90 s at worst | *Attached*, *Told by a doorbell*, *Probes answered* | the time from acceptance to the device's socket |
-| P6 asleep: woken within 30 s | *Woken within 26 s*, age of the sweep | wakes that wait and no provider has taken yet |
+| P5 online in milliseconds, within 90 s at worst | *Attached*, *Told by a doorbell*, *Delivered within a second*, *Probes answered* | |
+| P6 asleep: woken within 30 s | *Woken within 30 s*, age of the sweep, of the oldest wake that waits | |
 
 Run `loadtest` before a release for what stands on the right. What to do about an alert: `docs/operations/alerts.md`.
 """.strip()
 
+LOST = '"lost|head_back"'
 _NAMESPACE = 'namespace=~"$namespace"'
 
 
@@ -40,6 +41,8 @@ def overview():
              steps=[(1, "red")], decimals=0, height=8),
         stat("Cursors beyond the head", COUNT, "Devices that have acked what the store does not have. More than none means loss, or a foreign device.",
              (f"sum (increase({of('chappe_gateway_cursor_ahead_total')}[1d]))", "a day"), steps=[(1, "red")], decimals=0, height=8),
+        stat("Slots lost", COUNT, "Slots that the store had and has no more, and heads that went back. More than none is loss.",
+             (f"sum (increase({of('chappe_log_events_total', 'event=~' + LOST)}[1d]))", "a day"), steps=[(1, "red")], decimals=0, height=8),
         stat("Processes", COUNT, "Processes that answer Prometheus, by role.", (f"sum by (job) ({of('up')})", "{{job}}"), names=True, height=8),
         Row("Now"),
         stat("Sessions", COUNT, "Sessions attached, peeks included.", (total("chappe_gateway_sessions"), "sessions")),
@@ -50,12 +53,25 @@ def overview():
         stat("Store", COUNT, "1 while every process reaches the database. A standalone server has none.", (f"min ({of('chappe_store_up')})", "up"), color="red", steps=[(1, "green")]),
         Row("Speed"),
         line("Submit", SECONDS, "From a submit's arrival at the gateway to its result.", *quantiles("chappe_gateway_submit_seconds"), steps=[(0.25, "red")]),
+        line("Delivery", SECONDS, "From the acceptance of an envelope until it is written to a device that was attached by then.",
+             *quantiles("chappe_gateway_deliver_seconds"), steps=[(1, "red")]),
         line("Attach", SECONDS, "From the Hello to the Welcome.", *quantiles("chappe_gateway_attach_seconds"), steps=[(1, "red")]),
         line("First wake", SECONDS, "From the acceptance of an envelope to that of its first wake by the provider.",
              *quantiles("chappe_pusher_wake_seconds"), steps=[(30, "red")]),
         line("Traffic", PER_SECOND, "Envelopes accepted and delivered.", (rate("chappe_gateway_outcomes_total", labels='outcome="accepted"'), "accepted"),
              (rate("chappe_gateway_delivered_total"), "delivered"), width=12),
         line("Sessions", COUNT, "Sessions by process.", (total("chappe_gateway_sessions", "instance"), "{{instance}}"), width=12, stacked=True),
+        Row("Processes"),
+        line("Memory", BYTES, "Resident memory by process.", (highest("process_resident_memory_bytes"), "{{instance}}")),
+        line("Mapped memory", BYTES, "Address space by process; it says little.", (highest("process_virtual_memory_bytes"), "{{instance}}")),
+        line("CPU", COUNT, "Cores in use by process.", (rate("process_cpu_seconds_total", "instance"), "{{instance}}")),
+        line("Open files", SHARE, "Of as many as there may be; a socket is one.",
+             (f"max by (instance) ({of('process_open_fds')} / {of('process_max_fds')})", "{{instance}}"), steps=[(0.9, "red")], max=1),
+        line("Threads", COUNT, "By process.", (highest("process_threads"), "{{instance}}")),
+        line("Ready", COUNT, "1 while a process serves.", (highest("chappe_ready"), "{{instance}}"), max=1),
+        line("Up since", SECONDS, "Time since the process was started.", (f"time() - max by (instance) ({of('process_start_time_seconds')})", "{{instance}}")),
+        line("Versions", COUNT, "Processes by role and version; two of a role only during an upgrade.",
+             (f"count by (role, version) ({of('chappe_build_info')})", "{{role}} {{version}}"), stacked=True),
         Row("What the metrics show"),
         Text("Promises and metrics", PROMISES, height=10),
     ])
@@ -76,6 +92,10 @@ def connections():
              (rate("chappe_gateway_accepted_total"), "taken"), (rate("chappe_gateway_refused_total"), "sent away"), (rate("chappe_gateway_handshake_failed_total"), "failed")),
         line("Handshakes under way", COUNT, "Sockets in a handshake or waiting for their Hello.", (total("chappe_gateway_handshakes", "instance"), "{{instance}}")),
         line("QUIC retries", PER_SECOND, "QUIC handshakes that were first asked to prove their address: they come when many are under way.", (rate("chappe_gateway_quic_retries_total"), "retries")),
+        line("Certificate", SECONDS, "Until the certificate of the clients' port ends.",
+             (f"min by (instance) ({of('chappe_tls_not_after_seconds')}) - time()", "{{instance}}")),
+        line("Sessions by ceiling", SHARE, "Of as many sessions as there may be (limits.sessions_max).",
+             (f"max by (instance) ({of('chappe_gateway_sessions')} / {of('chappe_gateway_sessions_max')})", "{{instance}}"), steps=[(0.9, "red")], max=1),
         Row("What clients ask"),
         line("Requests", PER_SECOND, "Requests of devices answered, by outcome.", (rate("chappe_gateway_requests_total", "outcome"), "{{outcome}}"),),
         line("Limits hit", PER_SECOND, "Frames and submits refused, by the limit.", (rate("chappe_gateway_limited_total", "limit"), "{{limit}}"), (rate_or_0("chappe_gateway_limited_total"), "all")),
@@ -103,7 +123,8 @@ def delivery():
         line("Submit", SECONDS, "From a submit's arrival at the gateway to its result.", *quantiles("chappe_gateway_submit_seconds"), steps=[(0.25, "red")]),
         line("Submits", PER_SECOND, "Taken by gateways, received by routers, and those that routers refused as a whole.", (rate("chappe_gateway_submits_total"), "gateways"),
              (rate("chappe_router_submits_total"), "routers"), (rate("chappe_router_refused_total", "why"), "refused: {{why}}")),
-        line("Entries under way", COUNT, "Entries of submits under way in routers; each takes 65,536.", (highest("chappe_router_queue_entries"), "{{instance}}"), steps=[(32768, "red")]),
+        line("Entries under way", COUNT, "Entries of submits under way in routers, and as many as one takes.", (highest("chappe_router_queue_entries"), "{{instance}}"),
+             (f"min ({of('chappe_router_queue_entries_max')})", "ceiling")),
         line("Bytes under way", BYTES, "Payload bytes of submits under way in routers; each takes 64 MiB.", (highest("chappe_router_queue_bytes"), "{{instance}}"), steps=[(33554432, "red")]),
         line("Mailboxes and appends under way", COUNT, "Mailboxes with a round, and appends in the store.", (total("chappe_router_mailboxes"), "mailboxes"),
              (total("chappe_router_appends_in_flight"), "appends")),
@@ -122,6 +143,8 @@ def delivery():
         line("Delivered and acked", PER_SECOND, "Envelopes written to devices, and cursors written.", (rate("chappe_gateway_delivered_total"), "delivered"), (rate("chappe_gateway_advanced_total"), "cursors")),
         line("Reads of the log", PER_SECOND, "Pages read, pages shared with another session, reads that failed.", (rate("chappe_gateway_pages_read_total"), "read"),
              (rate("chappe_gateway_pages_shared_total"), "shared"), (rate("chappe_gateway_read_failed_total"), "failed")),
+        line("Delivery", SECONDS, "From the acceptance of an envelope until it is written to a device that was attached by then.",
+             *quantiles("chappe_gateway_deliver_seconds"), steps=[(1, "red")]),
         line("Left un-acked", PER_SECOND, "Mailboxes noted for the sweepers, because a session ended with something un-acked.", (rate("chappe_gateway_left_unacked_total"), "mailboxes")),
         Row("Probes, the net below the doorbells"),
         line("Probes", PER_SECOND, "Sent, answered by routers, without an answer, answered from the store.", (rate("chappe_gateway_probes_total"), "sent"), (rate("chappe_router_probes_total"), "answered by routers"),

@@ -4,7 +4,7 @@ from .alerts import SHARE, WHERE
 from .parts import grows
 from .rule import CRITICAL, WARNING, Alert, pusher, rate, router, share
 
-SHARDS, QUEUE_MAX = 16, 200_000  # QUEUE_MAX is the default of limits.queue_max
+SHARDS = 16
 _LOST, _STORED, _ANSWERS = "chappe_bus_wakes_lost_total", "chappe_bus_wakes_stored_total", "chappe_pusher_answers_total"
 _WAKES, _FIX = "chappe_pusher_wakes_total", 'verdict="fix_configuration"'
 _PUT_OFF = _ANSWERS + '{verdict=~"retry|held"}'
@@ -140,11 +140,18 @@ PROVIDERS = [
         [pusher("chappe_pusher_noise_total", "0+4x120", 'provider="apns"'), pusher(_WAKES, "0+100x120", 'provider="apns",attempt="first"')], at=100,
     ),
     Alert(
-        "ChappeWakeQueueLong", WARNING, f'chappe_pusher_queue{{state="due"}} > {QUEUE_MAX // 4}', "5m",
+        "ChappeWakeQueueLong", WARNING, 'chappe_pusher_queue{state="due"} / ignoring (state) chappe_pusher_queue_max > 0.25', "5m",
         "Wakes pile up in a pusher",
-        "{{ $labels.instance }} has {{ $value | humanize }} wakes due that no provider has taken.",
-        [pusher("chappe_pusher_queue", "60000+0x20", 'state="due"')],
-        [pusher("chappe_pusher_queue", "40000+0x20", 'state="due"'), pusher("chappe_pusher_queue", "90000+0x20", 'state="parked"')],
+        "{{ $labels.instance }} has {{ $value | humanizePercentage }} of the wakes that it takes due, and no provider has taken them.",
+        [pusher("chappe_pusher_queue", "60000+0x20", 'state="due"'), pusher("chappe_pusher_queue_max", "200000+0x20")],
+        [pusher("chappe_pusher_queue", "40000+0x20", 'state="due"'), pusher("chappe_pusher_queue", "90000+0x20", 'state="parked"'),
+         pusher("chappe_pusher_queue_max", "200000+0x20")],
+    ),
+    Alert(
+        "ChappeWakeOverdue", CRITICAL, "chappe_pusher_oldest_wake_seconds > 60", "5m",
+        "Devices wait to be woken",
+        "The oldest wake in the outbox of {{ $labels.instance }} has waited for {{ $value | humanizeDuration }}; within 30 s is promised.",
+        [pusher("chappe_pusher_oldest_wake_seconds", "90+0x20")], [pusher("chappe_pusher_oldest_wake_seconds", "90+0x4 10+0x1 90+0x3 0+0x20")],
     ),
     Alert(
         "ChappeWakesUnwritten", WARNING, "sum by (namespace) (rate(chappe_pusher_unwritten_total[10m])) > 0", "10m",

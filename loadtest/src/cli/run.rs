@@ -17,6 +17,7 @@ use crate::tokens::Issuer;
 use crate::wake::{self, Provider, Wake};
 use crate::watch::Watch;
 use anyhow::{Context, Result, ensure};
+use chappe_node::admin;
 use chappe_node::clock::SystemWorld;
 use chappe_node::listen::bind;
 use chappe_protocol::world::World;
@@ -27,6 +28,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -233,12 +235,16 @@ impl RunArgs {
         let board = Board::new(self.agents.len().max(self.processes as usize))?;
         let stop = CancellationToken::new();
         let listener = match self.metrics_listen {
-            Some(address) => Some(bind(address, "--metrics-listen").await?),
+            Some(address) => {
+                let listener = bind(address, "--metrics-listen").await?;
+                let admin = board.admin(listener.local_addr()?, &stop)?;
+                Some((listener, admin))
+            }
             None => None,
         };
         let serving = async {
-            if let Some(listener) = listener {
-                board.serve(listener, stop.clone()).await;
+            if let Some((listener, admin)) = listener {
+                admin::serve(listener, admin, stop.clone(), TaskTracker::new()).await;
             }
         };
         let running = async {

@@ -62,6 +62,7 @@ fn apps_take_turns_and_one_that_pauses_holds_no_other_back() {
     assert_eq!(outbox.next(Time(10)), Next::Wait(Some(Time(5000))));
     let sizes = outbox.sizes(Time(10));
     assert_eq!((sizes.due, sizes.in_flight, sizes.paused), (3, 1, 1));
+    assert_eq!(outbox.sizes(Time(2_000)).oldest, Millis(2_000), "since the first was offered");
     let last = sent(&mut outbox, 5000);
     assert_eq!(outbox.job(last).unwrap().app, app("a"));
 }

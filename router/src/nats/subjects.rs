@@ -9,6 +9,8 @@
 //! | `chappe.<cluster>.who` | a gateway that has just come | routers: announce yourselves |
 //! | `chappe.<cluster>.bell.<gateway>` | routers | that gateway: doorbells |
 //! | `chappe.<cluster>.reply.<random>.<n>` | the router that was asked | the gateway that asked |
+//! | `chappe.<cluster>.members` | a process whose console is looked at | all processes: tell your figures |
+//! | `chappe.<cluster>.member.<random>.<n>` | all processes | the one that asked |
 //! | `chappe.<cluster>.wake.<shard>` | routers | JetStream, for whoever wakes devices |
 //! | `chappe.<cluster>.stored.<random>.<n>` | JetStream | the router that gave it a hint |
 //! | `chappe.<cluster>.job.<random>.<n>` | JetStream | the pusher that asked for hints |
@@ -74,6 +76,16 @@ impl Subjects {
     /// Where JetStream answers a pusher, with hints among others.
     pub(crate) fn jobs(&self) -> String {
         format!("{}.job", self.prefix)
+    }
+
+    /// The question of a console.
+    pub(crate) fn members(&self) -> String {
+        format!("{}.members", self.prefix)
+    }
+
+    /// Where its answers arrive; each process has a place of its own below it.
+    pub(crate) fn member(&self, asker: u64) -> String {
+        format!("{}.member.{asker:016x}", self.prefix)
     }
 
     pub(crate) fn wake(&self, shard: u8) -> String {

@@ -11,6 +11,7 @@ mod connection;
 mod endings;
 mod jobs;
 mod logs;
+mod members;
 mod permissions;
 mod server;
 mod support;

@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use std::sync::{Arc, Mutex};
 
 /// A server with the rules, and a cluster on it with the credentials.
-async fn start() -> (Server, Cluster, String) {
+pub(crate) async fn start() -> (Server, Cluster, String) {
     let router = nkeys::KeyPair::new_user();
     let router_seed = router.seed().unwrap();
     let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/../dev/conf/nats-users.conf");

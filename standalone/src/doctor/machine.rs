@@ -8,7 +8,6 @@ use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use x509_parser::pem::Pem;
 
 /// Files that a process opens beside its sessions: listeners, parts, the store.
 const OTHER_FILES: u64 = 320;
@@ -54,18 +53,11 @@ pub(super) fn certificate(found: &mut Findings, path: &Path, now: UnixMillis) {
     if path.as_os_str().is_empty() {
         return;
     }
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) => return found.bad(WHAT, format!("{}: {error}", path.display())),
-    };
-    let Some(Ok(first)) = Pem::iter_from_buffer(&bytes).next() else {
-        return found.bad(WHAT, format!("{} holds no PEM certificate", path.display()));
-    };
-    let Ok(parsed) = first.parse_x509() else {
-        return found.bad(WHAT, format!("{} holds no X.509 certificate", path.display()));
+    let (from, to) = match chappe_node::tls::validity(path) {
+        Ok(times) => times,
+        Err(error) => return found.bad(WHAT, error.to_string()),
     };
     let now = i64::try_from(now.0 / 1000).unwrap_or(i64::MAX);
-    let (from, to) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
     let days = (to - now).div_euclid(DAY_SECONDS);
     if now < from {
         found.bad(WHAT, format!("{} is not yet good; look at the clock", path.display()));
