@@ -48,7 +48,10 @@ def helm(values, *words):
 
 
 def kustomize(name):
-    folder = KUSTOMIZE / ("base" if name == "default" else f"overlays/{name}")
+    return built(KUSTOMIZE / ("base" if name == "default" else f"overlays/{name}"))
+
+
+def built(folder):
     code, out, errors = process.run(kubernetes.program("kubectl"), "kustomize", folder)
     return (objects(out), "") if code == 0 else (None, errors.strip())
 
@@ -224,6 +227,9 @@ def check():
         told(f"{name}: policies", began, policies.complaints(from_helm))
         began = time.monotonic()
         told(f"{name}: Helm and Kustomize make the same", began, same(from_helm, from_kustomize))
+    began = time.monotonic()
+    (loading, errors), redis = built(ROOT / "k8s/loadtest"), objects((ROOT / "k8s/dependencies/redis.yaml").read_text())
+    told("the load test and the example of Redis: valid", began, [errors] if loading is None else valid(loading + redis))
     began = time.monotonic()
     told(f"{len(REFUSED)} wrong values are refused", began, refused())
     print(f"{count} objects; without a schema here: {', '.join(sorted(custom))}")

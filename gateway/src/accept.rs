@@ -114,13 +114,7 @@ async fn greet<T: Transport>(gateway: &Arc<Gateway>, mut transport: T) -> Option
             return None;
         }
         Err(Some(code)) => Err(code),
-        Ok(_) if gateway.registry.len() >= gateway.config.sessions_max => {
-            let drain = &gateway.config.drain;
-            let (retry_after, jitter) = (drain.retry_after, Millis(drain.jitter.0.saturating_mul(5)));
-            let go_away = GoAway { class: GoAwayClass::Shed, retry_after, jitter, endpoints: Vec::new() };
-            queue_frame(&mut transport, &ServerFrame::GoAway(go_away));
-            Err(CloseCode::Overloaded)
-        }
+        Ok(_) if gateway.registry.len() >= gateway.config.sessions_max => Err(CloseCode::Overloaded),
         Ok(hello) => {
             let attach = attach(gateway, transport.carrier(), hello);
             match tokio::time::timeout(ATTACH_MAX.to_std(), attach).await {
@@ -136,6 +130,12 @@ async fn greet<T: Transport>(gateway: &Arc<Gateway>, mut transport: T) -> Option
             Some(begin(transport, beginning, early.rest))
         }
         Err(code) => {
+            if code == CloseCode::Overloaded {
+                let drain = &gateway.config.drain;
+                let (retry_after, jitter) = (drain.retry_after, Millis(drain.jitter.0.saturating_mul(5)));
+                let go_away = GoAway { class: GoAwayClass::Shed, retry_after, jitter, endpoints: Vec::new() };
+                queue_frame(&mut transport, &ServerFrame::GoAway(go_away));
+            }
             say_goodbye(gateway, &mut transport, code, code.reason()).await;
             None
         }

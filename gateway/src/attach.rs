@@ -1,9 +1,10 @@
 //! From a Hello to a session. **Invariant:** who has no valid token learns nothing and costs the store nothing; a session
 //! stands in the registry before its Welcome is written.
 
-use crate::auth::Proof;
+use crate::auth::{Identity, Proof};
 use crate::core::Core;
 use crate::handle::Handle;
+use crate::pace::Turn;
 use crate::registry::Inserted;
 use crate::resume::Ticket;
 use crate::shared::Gateway;
@@ -51,6 +52,19 @@ pub(crate) async fn attach(
         .check(&hello.token.0, &hello.device, proven, &*gateway.world)
         .await
         .map_err(crate::auth::TokenError::close_code)?;
+    let turn = gateway.pace.turn(&*gateway.world).await.ok_or(CloseCode::Overloaded)?;
+    placed(gateway, carrier, hello, ticket, identity, turn).await
+}
+
+/// Attaches or resumes whom the token names, and takes the place.
+async fn placed(
+    gateway: &Arc<Gateway>,
+    carrier: Carrier,
+    hello: Hello,
+    ticket: Option<Ticket>,
+    identity: Identity,
+    mut turn: Turn<'_>,
+) -> Result<Beginning, CloseCode> {
     let (now, wall) = (gateway.world.now(), gateway.world.wall());
     let (user, proof) = (identity.user, identity.proof);
     let valid_until = now + Millis(identity.valid_until.0.saturating_sub(wall.0));
@@ -60,15 +74,16 @@ pub(crate) async fn attach(
         Some(mailbox) => mailbox,
         None => mailbox_of(gateway, &user).await?,
     };
-    let found = match find(gateway, mailbox, &hello, ticket.as_ref()).await {
+    let found = match find(gateway, mailbox, &hello, ticket.as_ref(), &mut turn).await {
         // Erased since we last looked: whoever shows a valid token returns, under a new mailbox.
         Err(StoreError::Erased) => {
             gateway.users.forget(&user);
             mailbox = mailbox_of(gateway, &user).await?;
-            find(gateway, mailbox, &hello, ticket.as_ref()).await
+            find(gateway, mailbox, &hello, ticket.as_ref(), &mut turn).await
         }
         other => other,
     };
+    turn.over(found.as_ref().err());
     let found = found.map_err(|error| refusal(gateway, &error))?;
     let foreign_cursor = is_foreign(gateway, mailbox, &hello);
     let device = &found.attached.device;
@@ -120,6 +135,7 @@ async fn find(
     mailbox: MailboxId,
     hello: &Hello,
     ticket: Option<&Ticket>,
+    turn: &mut Turn<'_>,
 ) -> Result<Found, StoreError> {
     let foreign = is_foreign(gateway, mailbox, hello);
     let cursor = hello.cursor.filter(|_| !foreign).map(|cursor| cursor.seq);
@@ -127,7 +143,7 @@ async fn find(
         return peek(gateway, mailbox, &hello.device, cursor).await;
     }
     if let Some(ticket) = ticket.filter(|ticket| ticket.mailbox == mailbox)
-        && let Some(found) = resume(gateway, ticket, cursor).await?
+        && let Some(found) = resume(gateway, ticket, cursor, turn).await?
     {
         return Ok(found);
     }
@@ -135,6 +151,8 @@ async fn find(
     let attached = gateway.store.attach(mailbox, &hello.device, Attach { connection, cursor }).await?;
     let stored = attached.from;
     let found = Found { attached, stored, connection, resumes: 0, resumed: false };
+    // Routers and presence have times of their own.
+    turn.over(None);
     // Lost to a newer session in a race: that one's news will end this one.
     let _kept = lease(gateway, mailbox, &found).await;
     Ok(found)
@@ -145,6 +163,7 @@ async fn resume(
     gateway: &Gateway,
     ticket: &Ticket,
     cursor: Option<Seq>,
+    turn: &mut Turn<'_>,
 ) -> Result<Option<Found>, StoreError> {
     let (mailbox, wall) = (ticket.mailbox, gateway.world.wall());
     let minted = ConnectionId::mint(&*gateway.world);
@@ -164,6 +183,7 @@ async fn resume(
     let stored = if cursor.is_some() { device.since.min(attached.from) } else { attached.from };
     let resumes = ticket.resumes.saturating_add(1);
     let found = Found { attached, stored, connection, resumes, resumed: true };
+    turn.over(None);
     // A newer socket holds the lease: settle it by a new epoch.
     Ok(lease(gateway, mailbox, &found).await.then_some(found))
 }

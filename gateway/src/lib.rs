@@ -18,6 +18,7 @@ mod lanes;
 mod limits;
 pub mod listen;
 pub mod metrics;
+mod pace;
 mod probe;
 pub mod process;
 pub mod quic;

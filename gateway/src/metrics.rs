@@ -128,6 +128,8 @@ metrics! {
         sessions = "chappe_gateway_sessions";
         /// As many sessions as there may be: `limits.sessions_max`.
         sessions_max = "chappe_gateway_sessions_max";
+        /// As many attaches as are let to the store at once: it falls while the store is slow or away, and grows while others wait.
+        attaches_max = "chappe_gateway_attaches_max";
         /// Entries of submits that wait or are with a router.
         submit_entries = "chappe_gateway_submit_entries";
         /// Payload bytes of submits that wait or are with a router.

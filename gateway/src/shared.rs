@@ -5,6 +5,7 @@ use crate::config::{GatewayConfig, Parts};
 use crate::cursors::Cursors;
 use crate::limits::Bucket;
 use crate::metrics::GatewayMetrics;
+use crate::pace::Pace;
 use crate::quic::QuicDoor;
 use crate::reads::Reads;
 use crate::registry::Registry;
@@ -52,6 +53,8 @@ pub(crate) struct Gateway {
     /// Sockets from admission to their end.
     pub(crate) connections: AtomicUsize,
     pub(crate) admission: Mutex<Bucket>,
+    /// How many attaches are with the store.
+    pub(crate) pace: Pace,
 }
 
 impl Gateway {
@@ -68,6 +71,7 @@ impl Gateway {
             resume: ResumeKey::new(&config.resume_key),
             cursors: Cursors::new(Arc::clone(&store), Arc::clone(&metrics)),
             reads: Reads::new(Arc::clone(&store), Arc::clone(&metrics)),
+            pace: Pace::new(metrics.attaches_max.clone()),
             config,
             world,
             store,

@@ -96,6 +96,8 @@ def connections():
              (f"min by (instance) ({of('chappe_tls_not_after_seconds')}) - time()", "{{instance}}")),
         line("Sessions by ceiling", SHARE, "Of as many sessions as there may be (limits.sessions_max).",
              (f"max by (instance) ({of('chappe_gateway_sessions')} / {of('chappe_gateway_sessions_max')})", "{{instance}}"), steps=[(0.9, "red")], max=1),
+        line("Attaches at once", COUNT, "As many as a gateway lets to the store: it falls while the store is slow or away, and grows while others wait.",
+             (highest("chappe_gateway_attaches_max"), "{{instance}}")),
         Row("What clients ask"),
         line("Requests", PER_SECOND, "Requests of devices answered, by outcome.", (rate("chappe_gateway_requests_total", "outcome"), "{{outcome}}"),),
         line("Limits hit", PER_SECOND, "Frames and submits refused, by the limit.", (rate("chappe_gateway_limited_total", "limit"), "{{limit}}"), (rate_or_0("chappe_gateway_limited_total"), "all")),
