@@ -3,6 +3,7 @@
 import copy
 import re
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
 import kubernetes_validate
@@ -20,6 +21,8 @@ SETTINGS = {
     "production": ["values/production.yaml"],
     "multi-zone": ["values/production.yaml", "values/multi-zone.yaml"],
 }
+# Values files without an overlay.
+EXTRAS = ["values/production.yaml", "values/extras.yaml"]
 # Of these the API has no schema here.
 CUSTOM = {"ScaledObject", "Certificate", "PodMonitor", "PrometheusRule"}
 # Values that the chart must refuse, and a word of the reason.
@@ -31,7 +34,8 @@ REFUSED = [
     ("gateway.service.type=ExternalName", "type"), ("gateway.drain.budgetSeconds=0", "budgetSeconds"),
     ("gateway.autoscaling.kind=vpa", "kind"), ("gateway.tls.certManager.enabled=true", "certManager"),
     ("gateway.settings.nats\\.password=x", "nats.password"),
-    ("gateway.origins={chat.example}", "origins"), ("token.algorithm=none", "algorithm"), ("keys.secret=", "secret"),
+    ("gateway.origins={chat.example}", "origins"), ("gateway.proxyProtocolFrom={lb.example}", "proxyProtocolFrom"),
+    ("traces.otlp=collector:4318", "otlp"), ("traces.otlp=https://user:secret@collector", "otlp"), ("traces.oneIn=0", "oneIn"), ("token.algorithm=none", "algorithm"), ("keys.secret=", "secret"),
     ("router.resources.limits.memory=lots", "memory"), ("pusher.autoscaling.oldestWakeSeconds=0", "oldestWakeSeconds"),
     ("podDisruptionBudgets.maxUnavailable=0", "maxUnavailable"), ("podMonitor.interval=often", "interval"), ("unknown=1", "unknown"),
 ]
@@ -61,7 +65,7 @@ def called(one):
 
 
 def lint(name):
-    files = [word for one in SETTINGS[name] for word in ("--values", CHART / one)]
+    files = [word for one in SETTINGS.get(name, EXTRAS) for word in ("--values", CHART / one)]
     code, out, errors = process.run(kubernetes.program("helm"), "lint", "--strict", CHART, *files)
     return [] if code == 0 else [line for line in (out + errors).splitlines() if "ERROR" in line or "WARN" in line]
 
@@ -200,6 +204,22 @@ def render():
         print(path.relative_to(ROOT))
 
 
+def _told(all_objects):
+    """Whether the settings of the roles say what values/extras.yaml asks for."""
+    settings = {name: tomllib.loads(text) for one in all_objects if one["kind"] == "ConfigMap" for name, text in one["data"].items()}
+    traces = {"otlp": "https://otel-collector.observability:4318", "one_in": 100,
+              "authority": "/etc/chappe/traces-authority/ca.crt", "authorization": "/etc/chappe/traces/authorization"}
+    limits = settings["gateway.toml"]["limits"]
+    expected = {
+        "gateways' traces": (settings["gateway.toml"].get("traces"), traces),
+        "routers' traces": (settings["router.toml"].get("traces"), traces),
+        "pushers' traces": (settings["pusher.toml"].get("traces"), None),
+        "limits.proxies": (limits.get("proxies"), ["10.20.0.0/24", "2001:db8:20::/64"]),
+        "limits.source_handshakes_per_second": (limits.get("source_handshakes_per_second"), 200),
+    }
+    return [f"{what}: {value}" for what, (value, wanted) in expected.items() if value != wanted]
+
+
 def check():
     failed = 0
 
@@ -227,6 +247,10 @@ def check():
         told(f"{name}: policies", began, policies.complaints(from_helm))
         began = time.monotonic()
         told(f"{name}: Helm and Kustomize make the same", began, same(from_helm, from_kustomize))
+    began = time.monotonic()
+    extras, errors = helm(EXTRAS)
+    found = lint("extras") + ([errors] if extras is None else valid(extras) + policies.complaints(extras) + _told(extras))
+    told("extras: renders, valid, policies, in the settings", began, found)
     began = time.monotonic()
     (loading, errors), redis = built(ROOT / "k8s/loadtest"), objects((ROOT / "k8s/dependencies/redis.yaml").read_text())
     told("the load test and the example of Redis: valid", began, [errors] if loading is None else valid(loading + redis))

@@ -5,7 +5,9 @@ use crate::attach::{Beginning, attach};
 use crate::config::Incoming;
 use crate::connection::{Connection, part, queue_frame, say_goodbye};
 use crate::drain;
+use crate::proxied;
 use crate::shared::Gateway;
+use crate::sources::Knock;
 use crate::transport::websocket;
 use crate::transport::{Inbound, Transport, TransportError};
 use bytes::Bytes;
@@ -13,6 +15,7 @@ use chappe_protocol::close::CloseCode;
 use chappe_protocol::frame::{ClientFrame, FrameError, GoAway, GoAwayClass, Hello, ServerFrame};
 use chappe_protocol::time::Millis;
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -33,7 +36,23 @@ impl Drop for Admission {
     }
 }
 
-/// Lets a socket in, if the rate of handshakes and the ceiling of connections allow.
+/// Lets a socket of TCP in, if the rates of handshakes and the ceiling of connections allow. Whom a load balancer speaks for is
+/// known later.
+pub(crate) fn admit_tcp(gateway: &Arc<Gateway>, peer: IpAddr) -> Option<Admission> {
+    if proxied::is_trusted(peer, &gateway.config.proxies) || is_within(gateway, peer) {
+        return admit(gateway);
+    }
+    gateway.metrics.accepted_total.inc();
+    gateway.metrics.refused_total.inc();
+    None
+}
+
+/// Whether its source may begin another handshake.
+fn is_within(gateway: &Gateway, source: IpAddr) -> bool {
+    gateway.sources.knock(gateway.world.now(), source) == Knock::Within
+}
+
+/// Lets a connection in, if the rate of handshakes and the ceiling of connections allow.
 pub(crate) fn admit(gateway: &Arc<Gateway>) -> Option<Admission> {
     gateway.metrics.accepted_total.inc();
     let config = &gateway.config;
@@ -63,8 +82,13 @@ where
 {
     let gateway = Arc::clone(&admission.0);
     let handshake = Box::pin(async move {
+        let Incoming { mut io, peer } = incoming;
+        if proxied::is_trusted(peer.ip(), &gateway.config.proxies) && !is_let_through(&gateway, &mut io).await
+        {
+            return None;
+        }
         let tls = gateway.tls.as_ref().map(|tls| tls.current());
-        match websocket::accept(incoming.io, tls, &gateway.config.handshake).await {
+        match websocket::accept(io, tls, &gateway.config.handshake).await {
             Ok(transport) => Some(transport),
             Err(error) => {
                 gateway.metrics.handshake_failed_total.inc();
@@ -74,6 +98,21 @@ where
         }
     });
     serve_with(admission, handshake).await;
+}
+
+/// Reads whose connection a load balancer brings, and judges it as if it had come by itself.
+async fn is_let_through<IO: AsyncRead + Unpin>(gateway: &Gateway, io: &mut IO) -> bool {
+    match tokio::time::timeout(gateway.config.handshake.deadline, proxied::read_source(io)).await {
+        Ok(Ok(Some(source))) if !is_within(gateway, source) => {
+            gateway.metrics.refused_total.inc();
+            return false;
+        }
+        Ok(Ok(_)) => return true,
+        Ok(Err(error)) => tracing::debug!(%error, "a trusted load balancer sent no header"),
+        Err(_) => tracing::debug!("a trusted load balancer sent no header in time"),
+    }
+    gateway.metrics.handshake_failed_total.inc();
+    false
 }
 
 /// What makes a transport of a connection. Boxed: what is needed once does not stay in the long-lived task.

@@ -14,6 +14,7 @@ use chappe_router::presence::Presence;
 use chappe_router::trace::Traces;
 use chappe_storage::Store;
 use chappe_storage::sealed::PushKeys;
+use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
@@ -23,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 pub struct Incoming<IO> {
     /// Bytes in, bytes out.
     pub io: IO,
-    /// Where from; for limits per address, never logged.
+    /// Where from: the bound of its source; never logged.
     pub peer: SocketAddr,
 }
 
@@ -109,6 +110,10 @@ pub struct GatewayConfig {
     pub handshakes_per_second: u32,
     /// Handshakes at once.
     pub handshakes_burst: u32,
+    /// The same of one source (an address of IPv4, a network of 64 bits of IPv6), twice as many at once; 0: no bound of its own.
+    pub source_handshakes_per_second: u32,
+    /// Load balancers whose connections begin with a header of the PROXY protocol.
+    pub proxies: Vec<IpNet>,
     /// While so many handshakes are under way, a QUIC client must prove its address before its own begins.
     pub quic_unproven_max: usize,
     /// Sessions at once; beyond it a new one is told `GoAway{Shed}` and closed.
@@ -151,6 +156,8 @@ impl GatewayConfig {
             resume_max: Millis::from_secs(24 * 3600),
             handshakes_per_second: 2_000,
             handshakes_burst: 4_000,
+            source_handshakes_per_second: 0,
+            proxies: Vec::new(),
             quic_unproven_max: 64,
             sessions_max: 100_000,
             hello_timeout: Millis::from_secs(5),

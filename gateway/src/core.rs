@@ -13,12 +13,14 @@ use crate::shared::Gateway;
 use crate::submits::Submits;
 use crate::timers::Armed;
 use crate::transport::{Transport, TransportError};
+use chappe_node::spans::Value;
 use chappe_protocol::close::CloseCode;
 use chappe_protocol::envelope::Page;
 use chappe_protocol::frame::{ServerFrame, SubmitResult};
 use chappe_protocol::id::{Seq, UserId};
 use chappe_protocol::session::{Action, Session};
 use chappe_protocol::time::{Millis, Time, UnixMillis};
+use chappe_router::trace::Step;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
@@ -313,7 +315,11 @@ impl Core {
                 let seconds = (at - deliver.at).to_std().as_secs_f64();
                 self.gateway.metrics.deliver_seconds.observe(seconds);
             }
-            self.gateway.traces.delivered(deliver.envelope_id, mailbox, deliver.seq, at);
+            let (traces, id) = (&self.gateway.traces, deliver.envelope_id);
+            traces.delivered(id, mailbox, deliver.seq, at);
+            traces.step(id, Step::Deliver, (deliver.at.max(self.attached_at), at), || {
+                vec![("chappe.waited_for_device", Value::Flag(deliver.at < self.attached_at))]
+            });
             #[cfg(feature = "testing")]
             if self.gateway.has_bug(crate::faults::Bug::AckOnSend) {
                 self.session.handle_ack(self.now, self.session.told());
@@ -328,9 +334,9 @@ impl Core {
                 let word = target.outcome.word();
                 self.gateway.metrics.outcomes_total.with_label_values(&[word]).inc();
             }
-            log_answer(&finished.result);
-            let seconds = (self.now - finished.started).to_std().as_secs_f64();
-            self.gateway.metrics.submit_seconds.observe(seconds);
+            let took = self.now - finished.started;
+            self.gateway.metrics.submit_seconds.observe(took.to_std().as_secs_f64());
+            tell_answer(&self.gateway, took, &finished.result);
             self.answers.push(ServerFrame::SubmitResult(finished.result));
         }
         self.answers.extend(submits.take_ephemeral_results().map(ServerFrame::SubmitResult));
@@ -385,11 +391,16 @@ impl Core {
     }
 }
 
-/// The sender knows these ids, too; they lead to the lines of router and store.
-fn log_answer(answer: &SubmitResult) {
-    let submit = answer.submit_id;
+/// The sender knows these ids, too; they lead to the lines and spans of router and store.
+fn tell_answer(gateway: &Gateway, took: Millis, answer: &SubmitResult) {
+    let (submit, now) = (answer.submit_id, gateway.world.wall());
     for target in &answer.results {
         let (envelope, outcome) = (target.envelope_id.unwrap_or_default(), target.outcome.word());
         tracing::debug!(%submit, attempt = answer.attempt, %envelope, outcome, "answered");
+        // It has an id if it was accepted.
+        let Some(id) = target.envelope_id else { continue };
+        gateway.traces.step(id, Step::Submit, (now - took, now), || {
+            vec![("chappe.attempt", answer.attempt.into()), ("chappe.targets", answer.results.len().into())]
+        });
     }
 }

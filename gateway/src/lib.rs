@@ -21,6 +21,7 @@ pub mod metrics;
 mod pace;
 mod probe;
 pub mod process;
+mod proxied;
 pub mod quic;
 mod reads;
 mod recent;
@@ -29,6 +30,7 @@ mod requests;
 mod resume;
 pub mod settings;
 mod shared;
+mod sources;
 mod submits;
 mod timers;
 pub mod transport;
@@ -107,7 +109,7 @@ where
         };
         match next {
             Some(Ok(incoming)) => {
-                if let Some(admission) = accept::admit(gateway) {
+                if let Some(admission) = accept::admit_tcp(gateway, incoming.peer.ip()) {
                     gateway.tasks.spawn(accept::serve(admission, incoming));
                 }
             }

@@ -32,10 +32,20 @@ impl Bucket {
         self.take_at(now, u64::from(per_minute), burst)
     }
 
-    fn take_at(&mut self, now: Time, per_minute: u64, burst: u32) -> Result<(), u32> {
+    /// How many tokens there are.
+    pub(crate) fn level(&mut self, now: Time, per_second: u32, burst: u32) -> u32 {
+        self.gain(now, u64::from(per_second) * 60, burst);
+        u32::try_from(self.tokens / TOKEN).unwrap_or(u32::MAX)
+    }
+
+    fn gain(&mut self, now: Time, per_minute: u64, burst: u32) {
         let gained = (now - self.at).0.saturating_mul(per_minute);
         self.tokens = self.tokens.saturating_add(gained).min(u64::from(burst) * TOKEN);
         self.at = self.at.max(now);
+    }
+
+    fn take_at(&mut self, now: Time, per_minute: u64, burst: u32) -> Result<(), u32> {
+        self.gain(now, per_minute, burst);
         if self.tokens >= TOKEN {
             self.tokens -= TOKEN;
             return Ok(());

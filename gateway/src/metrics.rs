@@ -62,7 +62,7 @@ metrics! {
     counters {
         /// Sockets and QUIC handshakes taken from the listeners.
         accepted_total = "chappe_gateway_accepted_total";
-        /// Sockets and QUIC handshakes closed before any work, by the admission bucket or the ceiling of connections.
+        /// Sockets and QUIC handshakes closed before any work, by the rate of handshakes, that of their source, or the ceiling of connections.
         refused_total = "chappe_gateway_refused_total";
         /// Handshakes that failed or took too long.
         handshake_failed_total = "chappe_gateway_handshake_failed_total";

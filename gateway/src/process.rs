@@ -13,6 +13,7 @@ use chappe_node::config::{ConfigError, read_file, read_secret};
 use chappe_node::listen::bind;
 use chappe_node::process::Settings;
 use chappe_node::signal::Signals;
+use chappe_node::spans::{Origin, TracesConfig};
 use chappe_node::telemetry::LogConfig;
 use chappe_protocol::id::GatewayId;
 use chappe_protocol::world::World;
@@ -75,6 +76,8 @@ pub struct GatewaySettings {
     pub drain: DrainSettings,
     /// Logs.
     pub log: LogConfig,
+    /// Spans of some envelopes, for a collector.
+    pub traces: TracesConfig,
 }
 
 impl Default for GatewaySettings {
@@ -96,6 +99,7 @@ impl Default for GatewaySettings {
             limits: LimitsConfig::default(),
             drain: DrainSettings::default(),
             log: LogConfig::default(),
+            traces: TracesConfig::default(),
         }
     }
 }
@@ -109,6 +113,7 @@ impl Settings for GatewaySettings {
         self.nats.check()?;
         self.cql.check()?;
         self.limits.check()?;
+        self.traces.check()?;
         self.drain.check()
     }
 
@@ -159,9 +164,10 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
         stop: signals.stop.clone(),
         handler: Some(handler),
     };
-    let admin = Admin::new(process, listener.local_addr()?)?;
+    let admin_at = listener.local_addr()?;
+    let admin = Admin::new(process, admin_at)?;
     let console = admin.console();
-    tracing::info!(admin = %listener.local_addr()?, cluster = settings.cluster, "a gateway starts");
+    tracing::info!(admin = %admin_at, cluster = settings.cluster, "a gateway starts");
     background.spawn(chappe_node::admin::serve(listener, admin, ended.clone(), background.clone()));
 
     // A gateway appends nothing itself: the quota is the routers' business.
@@ -189,7 +195,12 @@ pub async fn run(settings: GatewaySettings, signals: Signals) -> Result<bool> {
     let watching = ended.clone();
     background.spawn(async move { looked.watch(watching, |_| ()).await });
 
-    let traces = Arc::new(Traces::default());
+    let origin = Origin { role: "gateway", cluster: &settings.cluster, at: admin_at };
+    let (spans, exporter) = settings.traces.open(&origin, &world, &registry)?;
+    let traces = Arc::new(Traces::telling(spans));
+    if let Some(exporter) = exporter {
+        background.spawn(exporter.run(ended.clone()));
+    }
     if !token.is_empty() {
         let (store, links) = (Arc::clone(&parts.store), parts.bus.links());
         let _ = operations.set(Operations { store, links, traces: Arc::clone(&traces), token });

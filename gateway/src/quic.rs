@@ -8,6 +8,7 @@ mod socket;
 use crate::TlsSource;
 use crate::accept::{self, Admission};
 use crate::shared::Gateway;
+use crate::sources::Knock;
 use crate::transport::Carrier;
 use crate::transport::quic::Quic;
 use crate::transport::websocket::HandshakeLimits;
@@ -156,11 +157,27 @@ impl QuicDoor {
             return incoming.refuse();
         }
         let under_way = usize::try_from(gateway.metrics.handshakes.get()).unwrap_or(0);
-        if !incoming.remote_address_validated() && under_way >= gateway.config.quic_unproven_max {
-            gateway.metrics.quic_retries_total.inc();
-            // An error is impossible: an address that is not validated may be asked.
-            let _ = incoming.retry();
-            return;
+        let (now, source) = (gateway.world.now(), incoming.remote_address().ip());
+        let knock = if incoming.remote_address_validated() {
+            gateway.sources.knock(now, source)
+        } else if under_way >= gateway.config.quic_unproven_max {
+            Knock::Prove
+        } else {
+            gateway.sources.knock_unproven(now, source)
+        };
+        match knock {
+            Knock::Within => {}
+            Knock::Prove => {
+                gateway.metrics.quic_retries_total.inc();
+                // An error is impossible: an address that is not validated may be asked.
+                let _ = incoming.retry();
+                return;
+            }
+            Knock::Beyond => {
+                gateway.metrics.accepted_total.inc();
+                gateway.metrics.refused_total.inc();
+                return incoming.refuse();
+            }
         }
         let Some(admission) = accept::admit(gateway) else { return incoming.refuse() };
         match incoming.accept_with(self.config()) {

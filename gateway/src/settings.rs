@@ -10,6 +10,7 @@ use chappe_node::tls::ReloadingTls;
 use chappe_protocol::id::GatewayId;
 use chappe_protocol::session::SessionConfig;
 use chappe_protocol::time::Millis;
+use ipnet::IpNet;
 pub use quic::QuicConfig;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -39,6 +40,10 @@ pub struct LimitsConfig {
     pub sessions_max: u32,
     /// TLS, WebSocket and QUIC handshakes per second, sustained; twice as many may come at once. What is beyond is closed before any work.
     pub handshakes_per_second: u32,
+    /// The same of one source: an address of IPv4, or a network of 64 bits of IPv6; 0: no bound of its own. Many people may share one.
+    pub source_handshakes_per_second: u32,
+    /// Load balancers (`10.0.0.0/8`, `2001:db8::1/128`) whose TCP connections begin with a header of the PROXY protocol, version 1 or 2.
+    pub proxies: Vec<IpNet>,
     /// Payload bytes of one envelope.
     pub envelope_bytes_max: u32,
     /// Targets of one submit.
@@ -69,6 +74,8 @@ impl Default for LimitsConfig {
         Self {
             sessions_max: 100_000,
             handshakes_per_second: 2_000,
+            source_handshakes_per_second: 0,
+            proxies: Vec::new(),
             envelope_bytes_max: told.envelope_bytes_max,
             targets_max: told.targets_max,
             ttl_seconds_max: u32::try_from(told.ttl_max.0 / 1000).unwrap_or(u32::MAX),
@@ -156,6 +163,7 @@ impl LimitsConfig {
         let told = chappe_protocol::frame::Limits::default();
         between("limits.sessions_max", self.sessions_max, 1, 10_000_000)?;
         between("limits.handshakes_per_second", self.handshakes_per_second, 1, 1_000_000)?;
+        between("limits.source_handshakes_per_second", self.source_handshakes_per_second, 0, 1_000_000)?;
         between("limits.envelope_bytes_max", self.envelope_bytes_max, 1, told.frame_bytes_max / 2)?;
         between("limits.targets_max", self.targets_max, 1, 10_000)?;
         between("limits.ttl_seconds_max", self.ttl_seconds_max, 1, 365 * 24 * 3600)?;
@@ -195,6 +203,8 @@ pub fn gateway_config(
     gateway.sessions_max = usize::try_from(limits.sessions_max).unwrap_or(usize::MAX);
     gateway.handshakes_per_second = limits.handshakes_per_second;
     gateway.handshakes_burst = limits.handshakes_per_second.saturating_mul(2);
+    gateway.source_handshakes_per_second = limits.source_handshakes_per_second;
+    gateway.proxies.clone_from(&limits.proxies);
     gateway.drain.budget = Millis(u64::from(drain.budget_ms));
     gateway.drain.sessions_per_second = drain.sessions_per_second;
     gateway

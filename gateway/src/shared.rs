@@ -10,6 +10,7 @@ use crate::quic::QuicDoor;
 use crate::reads::Reads;
 use crate::registry::Registry;
 use crate::resume::ResumeKey;
+use crate::sources::Sources;
 use crate::timers::Timers;
 use crate::users::Users;
 use crate::{TlsSource, TokenVerifier};
@@ -53,6 +54,7 @@ pub(crate) struct Gateway {
     /// Sockets from admission to their end.
     pub(crate) connections: AtomicUsize,
     pub(crate) admission: Mutex<Bucket>,
+    pub(crate) sources: Sources,
     /// How many attaches are with the store.
     pub(crate) pace: Pace,
 }
@@ -67,6 +69,7 @@ impl Gateway {
         let Parts { world, store, links, presence, bells, alarms, verifier, tls, quic, metrics, traces } =
             parts;
         let admission = Mutex::new(Bucket::full(world.now(), config.handshakes_burst));
+        let sources = Sources::new(world.now(), config.source_handshakes_per_second);
         let gateway = Self {
             resume: ResumeKey::new(&config.resume_key),
             cursors: Cursors::new(Arc::clone(&store), Arc::clone(&metrics)),
@@ -92,6 +95,7 @@ impl Gateway {
             probe_now: Notify::new(),
             connections: AtomicUsize::new(0),
             admission,
+            sources,
         };
         (Arc::new(gateway), bells, alarms)
     }

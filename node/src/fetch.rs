@@ -1,10 +1,12 @@
-//! Small documents over HTTPS, such as a sign-in service's keys. **Invariant:** an answer is bounded in bytes and time; no redirect is
-//! followed; plain HTTP goes to this machine only.
+//! Small documents over HTTPS, such as a sign-in service's keys, and small ones brought to somebody, such as a collector of traces.
+//! **Invariant:** an answer is bounded in bytes and time; no redirect is followed; what is fetched, and what bears a secret, goes by
+//! plain HTTP to this machine only.
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::{Request, Response, StatusCode, Uri, header};
+use hyper::http::request::Builder;
+use hyper::{Method, Request, Response, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use std::future::Future;
@@ -24,7 +26,7 @@ pub const BYTES_MAX: usize = 256 * 1024;
 /// Why there is no document. Names the host at most: a path or a query may hold a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// The URL cannot be fetched.
+    /// The URL cannot be fetched, or a secret cannot go there.
     #[error("the URL must be https://host/… without a name and password, or http:// on this machine")]
     Url,
     /// No connection, no TLS, or an answer that breaks off.
@@ -92,12 +94,22 @@ impl Place {
         }
         let encrypted = match uri.scheme_str()? {
             "https" => true,
-            "http" if is_local(&host) => false,
+            "http" => false,
             _ => return None,
         };
         let port = uri.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
         let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
         Some(Self { encrypted, host, port, authority, path })
+    }
+
+    fn request(&self, method: Method) -> Builder {
+        let request = Request::builder().method(method).uri(&self.path);
+        request.header(header::HOST, &self.authority).header(header::USER_AGENT, "chappe")
+    }
+
+    /// Whether what goes there is for its eyes only.
+    fn is_private(&self) -> bool {
+        self.encrypted || is_local(&self.host)
     }
 
     fn name(&self) -> String {
@@ -112,6 +124,11 @@ fn is_local(host: &str) -> bool {
 
 /// Whether [`Fetcher::get`] would try this URL.
 pub fn is_allowed(url: &str) -> bool {
+    Place::of(url).is_some_and(|place| place.is_private())
+}
+
+/// Whether [`Fetcher::post`] would try this URL without a secret.
+pub fn is_postable(url: &str) -> bool {
     Place::of(url).is_some()
 }
 
@@ -144,40 +161,57 @@ impl Fetcher {
 
     /// Gets a document.
     pub async fn get(&self, url: &str) -> Result<Bytes, FetchError> {
-        let place = Place::of(url).ok_or(FetchError::Url)?;
-        let host = place.host.clone();
-        match tokio::time::timeout(FETCH_MAX, self.ask(&place)).await {
+        let place = Place::of(url).filter(Place::is_private).ok_or(FetchError::Url)?;
+        let request = place.request(Method::GET).header(header::ACCEPT, "application/json");
+        self.within(&place, request, Bytes::new()).await
+    }
+
+    /// Brings a document of this media type, in plain HTTP to anybody unless there is an `Authorization` (empty: none); returns
+    /// what is answered.
+    pub async fn post(
+        &self,
+        url: &str,
+        kind: &'static str,
+        authorization: &str,
+        body: Bytes,
+    ) -> Result<Bytes, FetchError> {
+        let place = Place::of(url).filter(|place| authorization.is_empty() || place.is_private());
+        let place = place.ok_or(FetchError::Url)?;
+        let mut request = place.request(Method::POST).header(header::CONTENT_TYPE, kind);
+        if !authorization.is_empty() {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        self.within(&place, request, body).await
+    }
+
+    async fn within(&self, place: &Place, request: Builder, body: Bytes) -> Result<Bytes, FetchError> {
+        let request = request.body(Full::new(body)).map_err(|_| FetchError::Url)?;
+        match tokio::time::timeout(FETCH_MAX, self.ask(place, request)).await {
             Ok(answer) => answer,
-            Err(_) => Err(FetchError::Slow(host)),
+            Err(_) => Err(FetchError::Slow(place.host.clone())),
         }
     }
 
-    async fn ask(&self, place: &Place) -> Result<Bytes, FetchError> {
+    async fn ask(&self, place: &Place, request: Request<Full<Bytes>>) -> Result<Bytes, FetchError> {
         let away = |error: io::Error| FetchError::Unreachable(place.host.clone(), error);
         let stream = (self.connector)(place.name(), place.port).await.map_err(away)?;
         if !place.encrypted {
-            return exchange(stream, place).await;
+            return exchange(stream, place, request).await;
         }
         let server = ServerName::try_from(place.name()).map_err(|error| away(io::Error::other(error)))?;
         let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(server, stream).await.map_err(away)?;
-        exchange(stream, place).await
+        exchange(stream, place, request).await
     }
 }
 
 /// One request and its answer on a fresh connection, in one future: nothing runs on when it is dropped.
-async fn exchange<IO>(stream: IO, place: &Place) -> Result<Bytes, FetchError>
+async fn exchange<IO>(stream: IO, place: &Place, request: Request<Full<Bytes>>) -> Result<Bytes, FetchError>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let away = |error: hyper::Error| FetchError::Unreachable(place.host.clone(), io::Error::other(error));
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(away)?;
-    let request = Request::get(&place.path)
-        .header(header::HOST, &place.authority)
-        .header(header::ACCEPT, "application/json")
-        .header(header::USER_AGENT, "chappe")
-        .body(Empty::<Bytes>::new())
-        .map_err(|_| FetchError::Url)?;
     let asked = async {
         let response = sender.send_request(request).await.map_err(away)?;
         document(response, place).await

@@ -12,6 +12,7 @@ pub mod listen;
 pub mod metrics;
 pub mod process;
 pub mod signal;
+pub mod spans;
 pub mod telemetry;
 pub mod tls;
 pub mod vitals;

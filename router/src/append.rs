@@ -5,6 +5,8 @@ use crate::Shared;
 use crate::doorbells::{self, Waking};
 use crate::planted::PlantedBug;
 use crate::rounds::{Batch, Job};
+use crate::trace::Step;
+use chappe_node::spans::Value;
 use chappe_protocol::envelope::{Slot, SlotBody};
 use chappe_protocol::id::{MailboxId, Seq};
 use chappe_protocol::internode::{Doorbell, Outcome, Ring, WakeHint};
@@ -24,6 +26,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, mailbox: MailboxId, batch: Batch) 
         shared,
         mailbox,
         batch,
+        began: shared.world.now(),
         noted_at: None,
         perhaps_written: false,
         failures: 0,
@@ -68,6 +71,8 @@ struct Attempts<'a> {
     shared: &'a Arc<Shared>,
     mailbox: MailboxId,
     batch: Batch,
+    /// When the first attempt began.
+    began: Time,
     /// When the last pending row was asked for.
     noted_at: Option<Time>,
     /// An attempt got no answer.
@@ -175,7 +180,14 @@ impl Attempts<'_> {
         let shared = self.shared;
         let at = shared.world.wall();
         for (entry, appended) in self.batch.entries.iter().zip(&reply.entries) {
-            shared.config.traces.committed(entry.envelope_id, self.mailbox, appended.seq(), at);
+            let (traces, id) = (&shared.config.traces, entry.envelope_id);
+            traces.committed(id, self.mailbox, appended.seq(), at);
+            traces.step(id, Step::Append, (at - (shared.world.now() - self.began), at), || {
+                vec![
+                    ("chappe.batch.entries", reply.entries.len().into()),
+                    ("chappe.duplicate", Value::Flag(matches!(appended, Appended::Duplicate(_)))),
+                ]
+            });
         }
         let ids = self.batch.entries.iter().map(|entry| entry.envelope_id).collect();
         doorbells::grew(shared, self.mailbox, self.rings(reply), ids, self.waking(reply));

@@ -5,14 +5,16 @@ use crate::nats::{BusRole, NatsBus, WakeMetrics, sync};
 use crate::operations::{self, Operations};
 use crate::parts::PartSettings;
 use crate::settings::{RouterSettings, WakeSettings};
+use crate::trace::Traces;
 use crate::wakes::{LocalWakes, Wakes};
-use crate::{LocalLinks, Router, RouterMetrics, janitor};
+use crate::{LocalLinks, Router, RouterConfig, RouterMetrics, janitor};
 use anyhow::Result;
 use chappe_node::admin::{Admin, Process};
 use chappe_node::clock::SystemWorld;
 use chappe_node::config::read_secret;
 use chappe_node::listen::bind;
 use chappe_node::signal::Signals;
+use chappe_node::spans::Origin;
 use chappe_protocol::world::World;
 use prometheus::Registry;
 use std::sync::{Arc, OnceLock};
@@ -38,9 +40,10 @@ pub async fn run(settings: RouterSettings, signals: Signals) -> Result<bool> {
         stop: signals.stop.clone(),
         handler: Some(handler),
     };
-    let admin = Admin::new(process, listener.local_addr()?)?;
+    let admin_at = listener.local_addr()?;
+    let admin = Admin::new(process, admin_at)?;
     let console = admin.console();
-    tracing::info!(admin = %listener.local_addr()?, cluster = settings.cluster, "a router starts");
+    tracing::info!(admin = %admin_at, cluster = settings.cluster, "a router starts");
     background.spawn(chappe_node::admin::serve(listener, admin, ended.clone(), background.clone()));
 
     let parts = PartSettings {
@@ -62,8 +65,13 @@ pub async fn run(settings: RouterSettings, signals: Signals) -> Result<bool> {
         let monitors = settings.wakes.monitors.clone();
         background.spawn(sync::watch(monitors, wake_metrics, ended.clone()));
     }
+    let origin = Origin { role: "router", cluster: &settings.cluster, at: admin_at };
+    let (spans, exporter) = settings.traces.open(&origin, &world, &registry)?;
+    if let Some(exporter) = exporter {
+        background.spawn(exporter.run(ended.clone()));
+    }
     let router = Router::with_wakes(
-        settings.limits.router(),
+        RouterConfig { traces: Arc::new(Traces::telling(spans)), ..settings.limits.router() },
         Arc::clone(&world),
         Arc::clone(&parts.store),
         parts.bus.links(),

@@ -8,6 +8,7 @@ use crate::nats::{BusRole, Credentials, NatsConfig, WakeConfig, WakeJobsConfig, 
 use crate::redis::RedisConfig;
 use chappe_node::config::{ConfigError, between, read_file, read_secret};
 use chappe_node::process::Settings;
+use chappe_node::spans::TracesConfig;
 use chappe_node::telemetry::LogConfig;
 use chappe_node::tls::client_config;
 use chappe_protocol::time::Millis;
@@ -44,6 +45,8 @@ pub struct RouterSettings {
     pub drain: RouterDrain,
     /// Logs.
     pub log: LogConfig,
+    /// Spans of some envelopes, for a collector.
+    pub traces: TracesConfig,
 }
 
 /// The bus.
@@ -177,6 +180,7 @@ impl Default for RouterSettings {
             quota: QuotaConfig::default(),
             drain: RouterDrain::default(),
             log: LogConfig::default(),
+            traces: TracesConfig::default(),
         }
     }
 }
@@ -281,6 +285,7 @@ impl Settings for RouterSettings {
         between("limits.envelope_bytes_max", envelope_bytes_max, 1, told.frame_bytes_max / 2)?;
         between("limits.targets_max", targets_max, 1, 10_000)?;
         between("limits.ttl_seconds_max", ttl_seconds_max, 1, 365 * 24 * 3600)?;
+        self.traces.check()?;
         between("drain.budget_ms", self.drain.budget_ms, 100, 3_600_000)
     }
 

@@ -1,6 +1,7 @@
 //! What this process did lately with which envelope. **Invariant:** the oldest is forgotten beyond the bound; nothing here decides
 //! anything, and nothing here names people.
 
+use chappe_node::spans::{Place, Span, SpanKind, Spans, Value};
 use chappe_protocol::id::{EnvelopeId, MailboxId, Seq};
 use chappe_protocol::time::UnixMillis;
 use std::collections::{HashMap, VecDeque};
@@ -29,9 +30,23 @@ pub struct Seen {
     pub deliveries: u32,
 }
 
+/// A step of an envelope's way that has ended, as a collector of traces is told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// A gateway told the sender that it was accepted; all others stand below it.
+    Submit,
+    /// A router has the store's word.
+    Append,
+    /// A router rang the gateways.
+    Doorbell,
+    /// A gateway wrote it to a device's socket.
+    Deliver,
+}
+
 /// The envelopes that a process has seen lately.
 #[derive(Debug)]
 pub struct Traces {
+    spans: Spans,
     shards: [Mutex<Shard>; SHARDS],
     shard_max: usize,
 }
@@ -51,7 +66,35 @@ impl Default for Traces {
 impl Traces {
     /// Remembers about so many envelopes.
     pub fn new(envelopes_max: usize) -> Self {
-        Self { shards: Default::default(), shard_max: envelopes_max.div_ceil(SHARDS) }
+        let shard_max = envelopes_max.div_ceil(SHARDS);
+        Self { spans: Spans::default(), shards: Default::default(), shard_max }
+    }
+
+    /// Remembers as many as by default, and tells a collector of some.
+    pub fn telling(spans: Spans) -> Self {
+        Self { spans, ..Self::default() }
+    }
+
+    /// Tells the collector of a step, if this envelope is one of those it hears of. The trace's id is the envelope's, so that
+    /// gateways and routers agree on it without a word.
+    pub fn step(
+        &self,
+        id: EnvelopeId,
+        step: Step,
+        (began, ended): (UnixMillis, UnixMillis),
+        attributes: impl FnOnce() -> Vec<(&'static str, Value)>,
+    ) {
+        let trace = *id.as_bytes();
+        if !self.spans.samples(trace) {
+            return;
+        }
+        let (name, kind, place) = match step {
+            Step::Submit => ("submit", SpanKind::Server, Place::Root),
+            Step::Append => ("append", SpanKind::Internal, Place::Child),
+            Step::Doorbell => ("doorbell", SpanKind::Internal, Place::Child),
+            Step::Deliver => ("deliver", SpanKind::Consumer, Place::Child),
+        };
+        self.spans.tell(Span { trace, place, name, kind, began, ended, attributes: attributes() });
     }
 
     /// The store has it.
@@ -65,9 +108,14 @@ impl Traces {
 
     /// So many gateways were rung for it. Only for what was [`committed`](Self::committed) here.
     pub fn rung(&self, id: EnvelopeId, gateways: usize, at: UnixMillis) {
-        if let Some(seen) = self.shard(id).seen.get_mut(&id) {
-            (seen.rung_at, seen.gateways) = (at, u32::try_from(gateways).unwrap_or(u32::MAX));
-        }
+        let gateways = u32::try_from(gateways).unwrap_or(u32::MAX);
+        let committed_at = {
+            let mut shard = self.shard(id);
+            let Some(seen) = shard.seen.get_mut(&id) else { return };
+            (seen.rung_at, seen.gateways) = (at, gateways);
+            seen.committed_at
+        };
+        self.step(id, Step::Doorbell, (committed_at, at), || vec![("chappe.gateways", gateways.into())]);
     }
 
     /// It was written to a device's socket.

@@ -4,6 +4,7 @@
 use anyhow::Result;
 use chappe_gateway::quic::QuicDoor;
 use chappe_gateway::{GatewayConfig, GatewayMetrics, Incoming, Parts, TlsSource, TokenVerifier};
+use chappe_node::spans::Spans;
 use chappe_protocol::internode::Doorbell;
 use chappe_protocol::world::World;
 use chappe_router::links::Links;
@@ -67,6 +68,12 @@ impl Cluster {
         let presence = Arc::new(Directory::new(Arc::clone(&world), LEASES_MAX, Arc::clone(&router_metrics)));
         let traces = Arc::default();
         Ok(Self { world, store, local, links, presence, router_metrics, gateway_metrics, traces })
+    }
+
+    /// The same, whose gateways and routers tell of spans, too; before any of them is added.
+    #[must_use]
+    pub fn telling(self, spans: Spans) -> Self {
+        Self { traces: Arc::new(Traces::telling(spans)), ..self }
     }
 
     /// Adds a router under a name that decides its affinity; its hints reach nobody.

@@ -2,6 +2,7 @@
 
 use chappe_gateway::settings::{Door, DrainSettings, LimitsConfig, QuicConfig, TlsConfig, TokenConfig};
 use chappe_node::config::{ConfigError, between};
+use chappe_node::spans::TracesConfig;
 use chappe_node::telemetry::LogConfig;
 use chappe_pusher::config::ProvidersConfig;
 use chappe_pusher::settings::WakeLimits;
@@ -44,6 +45,8 @@ pub struct ServeConfig {
     pub wakes: WakeLimits,
     /// Logs.
     pub log: LogConfig,
+    /// Spans of some envelopes, for a collector.
+    pub traces: TracesConfig,
 }
 
 /// The embedded store.
@@ -72,6 +75,7 @@ impl Default for ServeConfig {
             providers: ProvidersConfig { log: vec!["*".into()], ..ProvidersConfig::default() },
             wakes: WakeLimits::default(),
             log: LogConfig::default(),
+            traces: TracesConfig::default(),
         }
     }
 }
@@ -101,6 +105,7 @@ impl ServeConfig {
         self.quota.check()?;
         between("store.cache_mib", self.store.cache_mib, 1, 1 << 20)?;
         self.drain.check()?;
+        self.traces.check()?;
         self.wakes.check("wakes")
     }
 }

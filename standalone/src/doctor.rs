@@ -133,7 +133,7 @@ pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     let mut found = Findings::default();
     let world: Arc<dyn World> = Arc::new(SystemWorld::new());
     let looked = match args.role {
-        Role::Serve => serve(&mut found, &args, world.as_ref()),
+        Role::Serve => serve(&mut found, &args, world.as_ref()).await,
         Role::Gateway => gateway(&mut found, &args, &world).await,
         Role::Router => router(&mut found, &args, &world).await,
         Role::Pusher => pusher(&mut found, &args, &world).await,
@@ -157,7 +157,7 @@ fn settings(found: &mut Findings, args: &DoctorArgs) {
     found.good("settings", format!("of {from}, as chappe {} reads them", env!("CARGO_PKG_VERSION")));
 }
 
-fn serve(found: &mut Findings, args: &DoctorArgs, world: &dyn World) -> Result<(), ConfigError> {
+async fn serve(found: &mut Findings, args: &DoctorArgs, world: &dyn World) -> Result<(), ConfigError> {
     let config: ServeConfig = load(args)?;
     config.check()?;
     settings(found, args);
@@ -169,6 +169,7 @@ fn serve(found: &mut Findings, args: &DoctorArgs, world: &dyn World) -> Result<(
     machine::directory(found, &config.data, world);
     machine::port(found, "listen", config.listen);
     machine::port(found, "admin", config.admin);
+    parts::collector(found, &config.traces).await;
     Ok(())
 }
 
@@ -187,6 +188,7 @@ async fn gateway(found: &mut Findings, args: &DoctorArgs, world: &Arc<dyn World>
         ("nats.nkey_seed", &config.nats.nkey_seed),
         ("redis.password", &config.redis.password),
         ("cql.password", &config.cql.password),
+        ("traces.authorization", &config.traces.authorization),
     ];
     machine::secrets(found, &secrets);
     if config.resume_key.as_os_str().is_empty() {
@@ -198,6 +200,7 @@ async fn gateway(found: &mut Findings, args: &DoctorArgs, world: &Arc<dyn World>
     machine::port(found, "listen", config.listen);
     machine::port(found, "admin", config.admin);
     parts::token_keys(found, &config.token, world).await;
+    parts::collector(found, &config.traces).await;
     let quota = QuotaConfig::default();
     let GatewaySettings { cluster, nats, redis, cql, .. } = &config;
     parts::look(found, PartSettings { cluster, nats, redis, cql, quota: &quota }, BusRole::Gateway, world)
@@ -215,9 +218,11 @@ async fn router(found: &mut Findings, args: &DoctorArgs, world: &Arc<dyn World>)
         ("nats.nkey_seed", &nats.nkey_seed),
         ("redis.password", &redis.password),
         ("cql.password", &cql.password),
+        ("traces.authorization", &config.traces.authorization),
     ];
     machine::secrets(found, &secrets);
     machine::port(found, "admin", *admin);
+    parts::collector(found, &config.traces).await;
     parts::look(found, PartSettings { cluster, nats, redis, cql, quota }, BusRole::Router, world).await;
     parts::synced(found, &wakes.monitors).await;
     Ok(())

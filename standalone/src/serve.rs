@@ -15,6 +15,7 @@ use chappe_node::clock::SystemWorld;
 use chappe_node::config::read_secret;
 use chappe_node::listen::bind;
 use chappe_node::signal::Signals;
+use chappe_node::spans::{Exporter, Origin};
 use chappe_node::tls::ReloadingTls;
 use chappe_protocol::id::GatewayId;
 use chappe_protocol::world::World;
@@ -53,6 +54,7 @@ pub struct Server {
     resume_key: [u8; 32],
     push_keys: Arc<PushKeys>,
     pushing: Pushing,
+    exporter: Option<Exporter>,
     /// The store, whose counters are metrics.
     counted: (Arc<EmbeddedRows>, Arc<SlotLog<EmbeddedRows>>, EmbeddedMetrics),
 }
@@ -74,7 +76,10 @@ impl Server {
         let store: Arc<dyn Store> = Arc::<SlotLog<EmbeddedRows>>::clone(&log);
         let registry = Registry::new();
         let counted = (rows, log, EmbeddedMetrics::new(&registry)?);
+        let origin = Origin { role: "standalone", cluster: "", at: config.admin };
+        let (spans, exporter) = config.traces.open(&origin, &world, &registry)?;
         let cluster = Cluster::new(Arc::clone(&world), Arc::clone(&store), &registry, |local| local)?;
+        let cluster = cluster.telling(spans);
         let shared = pushing::Shared {
             world: &world,
             store: &store,
@@ -106,6 +111,7 @@ impl Server {
             resume_key,
             push_keys,
             pushing,
+            exporter,
             counted,
         })
     }
@@ -144,6 +150,9 @@ impl Server {
         ));
         let (rows, log, counted) = self.counted;
         background.spawn(counted.follow(rows, log, ended.clone()));
+        if let Some(exporter) = self.exporter {
+            background.spawn(exporter.run(ended.clone()));
+        }
         if let Some(tls) = self.tls.clone() {
             tls.tell(&self.registry)?;
             let (reload, ended) = (signals.reload.clone(), ended.clone());

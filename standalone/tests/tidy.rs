@@ -1,9 +1,13 @@
 //! The machine-checkable part of the house rules. **Invariant:** a rule that no machine checks is fiction.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step of a test is a failed test")]
 
+use chappe_node::clock::SystemWorld;
+use chappe_node::spans::{Origin, TracesConfig};
+use chappe_protocol::world::World;
 use chappe_pusher::provider::{Answer, ProviderKind, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const LINES_MAX: usize = 500;
 
@@ -215,6 +219,9 @@ fn registered() -> BTreeSet<String> {
         true,
     );
     chappe_node::vitals::register(&registry, "test", tokio::sync::watch::channel(true).1).unwrap();
+    let traces = TracesConfig { otlp: "http://127.0.0.1:4318".into(), ..TracesConfig::default() };
+    let (world, at) = (Arc::new(SystemWorld::new()) as Arc<dyn World>, ([127, 0, 0, 1], 1).into());
+    traces.open(&Origin { role: "test", cluster: "", at }, &world, &registry).unwrap();
     let (folder, pair) = (tempfile::tempdir().unwrap(), chappe_node::tls::development_certificate().unwrap());
     let (certificate, key) = (folder.path().join("certificate"), folder.path().join("key"));
     std::fs::write(&certificate, pair.0).unwrap();

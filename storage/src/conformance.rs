@@ -63,7 +63,8 @@ macro_rules! conformance {
             an_erase_beside_appends_closes_the_log, without_a_device_only_age_trims,
             a_trim_by_age_looks_at_every_slot, a_trim_beside_a_reader_loses_nothing,
             // rows
-            a_register_is_compared, a_batch_is_all_or_nothing, sessions_are_a_max_register, registers_survive_a_restart,
+            a_register_is_compared, a_batch_is_all_or_nothing, sessions_are_a_max_register,
+            a_device_is_added_to_the_set_that_was_seen, registers_survive_a_restart,
             a_slot_that_is_there_is_not_lost,
             // wakes
             push_targets_live_with_their_device, a_registration_survives_a_dead_token, the_revoked_have_no_push_targets,

@@ -276,6 +276,16 @@ impl<R: Rows> Rows for Faulty<R> {
         self.call("create_device", self.rows.create_device(mailbox, device, since)).await
     }
 
+    async fn add_device(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        since: Seq,
+        version: u64,
+    ) -> Result<bool> {
+        self.call("add_device", self.rows.add_device(mailbox, device, since, version)).await
+    }
+
     async fn raise_session(
         &self,
         mailbox: MailboxId,

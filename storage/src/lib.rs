@@ -55,6 +55,14 @@ pub struct Device {
     pub connection: ConnectionId,
 }
 
+impl Device {
+    /// One that never had a session.
+    pub(crate) fn fresh(device: &DeviceId, since: Seq) -> Self {
+        let (epoch, connection) = (Epoch::default(), ConnectionId::default());
+        Self { device: device.clone(), since, revoked: false, epoch, connection }
+    }
+}
+
 /// The live and the revoked devices of a mailbox.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DeviceSet {

@@ -3,6 +3,7 @@
 //!
 //! What has passed its time is invisible at once and removed by later writes, a few rows each.
 
+mod devices;
 mod wakes;
 
 use crate::error::{Result, StoreError};
@@ -17,6 +18,7 @@ use chappe_protocol::id::{
 };
 use chappe_protocol::time::{Millis, UnixMillis};
 use chappe_protocol::world::World;
+use devices::DeviceTable;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Included};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,12 +44,6 @@ enum Due {
     InSlot(Partition, Seq),
     Payload(PayloadId),
     Pending(u64, MailboxId),
-}
-
-#[derive(Debug, Default)]
-struct DeviceTable {
-    version: u64,
-    rows: BTreeMap<DeviceId, (Device, UnixMillis)>,
 }
 
 #[derive(Debug, Default)]
@@ -339,16 +335,21 @@ impl Rows for MemoryRows {
         if let Some((row, _)) = table.rows.get(device) {
             return Ok(row.clone());
         }
-        let row = Device {
-            device: device.clone(),
-            since,
-            revoked: false,
-            epoch: Epoch::default(),
-            connection: ConnectionId::default(),
-        };
-        table.version += 1;
-        table.rows.insert(device.clone(), (row.clone(), now));
-        Ok(row)
+        Ok(table.add(Device::fresh(device, since), now))
+    }
+
+    async fn add_device(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        since: Seq,
+        version: u64,
+    ) -> Result<bool> {
+        let (mut tables, now) = self.tables_mut();
+        let table = tables.devices.entry(mailbox).or_default();
+        let may = table.version == version && !table.rows.contains_key(device);
+        may.then(|| table.add(Device::fresh(device, since), now));
+        Ok(may)
     }
 
     async fn raise_session(

@@ -155,6 +155,16 @@ pub trait Rows: Send + Sync + 'static {
     /// Creates a device with its first cursor, by compare-and-set; an existing one stays as it is. Returns what is there.
     async fn create_device(&self, mailbox: MailboxId, device: &DeviceId, since: Seq) -> Result<Device>;
 
+    /// Creates a device in a set that still has the version which was read with it (0: it is empty), by one compare-and-set; `false`:
+    /// it has another one, or has the device already, and nothing was done.
+    async fn add_device(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        since: Seq,
+        version: u64,
+    ) -> Result<bool>;
+
     /// Raises (epoch, connection) of a device (a max-register).
     async fn raise_session(
         &self,

@@ -196,6 +196,16 @@ impl Rows for ScyllaRows {
         self.database.create_device(mailbox, device, since).await
     }
 
+    async fn add_device(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        since: Seq,
+        version: u64,
+    ) -> Result<bool> {
+        self.database.add_device(mailbox, device, since, version).await
+    }
+
     async fn raise_session(
         &self,
         mailbox: MailboxId,

@@ -22,7 +22,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use cache::Cache;
+use cache::{Cache, Known};
 use chappe_protocol::envelope::Page;
 use chappe_protocol::id::{
     Bucket, BucketShape, CursorTag, DeviceId, EnvelopeId, MailboxId, PayloadId, Seq, UserId,
@@ -121,10 +121,13 @@ impl<R: Rows> Store for SlotLog<R> {
     }
 
     async fn create_user(&self, user: &UserId) -> Result<User> {
-        match self.rows.user(user, false).await? {
-            Some(known) if !known.erased => Ok(known),
-            Some(_) | None => self.rows.create_user(user, MailboxId::random(&*self.world)).await,
+        let (fresh, now) = (MailboxId::random(&*self.world), self.world.now());
+        let made = self.rows.create_user(user, fresh).await?;
+        if made.mailbox == fresh {
+            // Nobody has appended to a mailbox that was not there: where its head is looked for is known.
+            self.cache.learn(fresh, Known { bucket: Bucket(0), head: None, at: now });
         }
+        Ok(made)
     }
 
     async fn devices(&self, mailbox: MailboxId) -> Result<DeviceSet> {

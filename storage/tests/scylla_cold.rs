@@ -1,4 +1,5 @@
-//! A mailbox of 100,000 envelopes on a real database (`CHAPPE_TEST_CQL_URL`): what it costs to come to it cold, in statements.
+//! What it costs to come, in statements of a real database (`CHAPPE_TEST_CQL_URL`): cold to a mailbox of 100,000 envelopes, and for
+//! the first time.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -129,4 +130,30 @@ async fn a_long_mailbox_costs_as_much_as_a_short_one() {
         long[0]
     );
     assert_eq!(long, short, "its length does not matter");
+}
+
+/// A person's first device, and the second one: each Paxos round is some milliseconds of the database's time when everybody comes at once.
+#[tokio::test]
+async fn a_first_attach_costs_two_transactions_and_one_serial_read() {
+    let (gateway, attach) = (fresh().await, |n| Attach { connection: ConnectionId([n; 16]), cursor: None });
+    let (user, phone, web) =
+        (UserId::new("anna").unwrap(), DeviceId::new("phone").unwrap(), DeviceId::new("web").unwrap());
+    assert_eq!(gateway.log.user(&user).await, Ok(None));
+    let before = gateway.rows.stats();
+    let made = gateway.log.create_user(&user).await.unwrap();
+    let attached = gateway.log.attach(made.mailbox, &phone, attach(1)).await.unwrap();
+    assert_eq!((attached.from, attached.head, attached.device.since), (Seq(0), Seq(0), Seq(0)));
+    assert_eq!(gateway.since(&before), [2, 1, 2, 2], "conditional, serial reads, reads, writes");
+
+    let before = gateway.rows.stats();
+    gateway.log.attach(made.mailbox, &web, attach(2)).await.unwrap();
+    assert_eq!(gateway.since(&before), [1, 1, 2, 1], "a second device");
+    let before = gateway.rows.stats();
+    gateway.log.attach(made.mailbox, &phone, attach(3)).await.unwrap();
+    assert_eq!(gateway.since(&before), [0, 1, 2, 1], "back again");
+
+    // Somebody else was first: the same user, at one transaction and one serial read more.
+    let before = gateway.rows.stats();
+    assert_eq!(gateway.log.create_user(&user).await, Ok(made));
+    assert_eq!(gateway.since(&before), [1, 1, 0, 0]);
 }

@@ -280,8 +280,13 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// A fresh pipe into it.
     pub(crate) async fn knock(&self) -> DuplexStream {
+        self.knock_from("127.0.0.1").await
+    }
+
+    /// The same, of a peer with this address.
+    pub(crate) async fn knock_from(&self, address: &str) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-        let peer = "127.0.0.1:1".parse().unwrap();
+        let peer = SocketAddr::new(address.parse().unwrap(), 1);
         self.door
             .send(Incoming { io: Watched { io: theirs, counts: Arc::clone(&self.io) }, peer })
             .await

@@ -79,6 +79,21 @@ level = {{ toJson .Values.log.level }}
 format = {{ toJson .Values.log.format }}
 {{- end }}
 
+{{- define "chappe.traces" -}}
+{{- with .Values.traces }}{{ if .otlp }}
+
+[traces]
+otlp = {{ toJson .otlp }}
+one_in = {{ .oneIn }}
+{{- if .authority.secret }}
+authority = "/etc/chappe/traces-authority/{{ .authority.key }}"
+{{- end }}
+{{- if .authorization.secret }}
+authorization = "/etc/chappe/traces/{{ .authorization.key }}"
+{{- end }}
+{{- end }}{{ end }}
+{{- end }}
+
 {{/* What a role mounts of Secrets, by the folder below /etc/chappe: only the keys that it needs. */}}
 {{- define "chappe.secrets" -}}
 {{- $v := .root.Values -}}
@@ -88,6 +103,11 @@ format = {{ toJson .Values.log.format }}
 {{- with $v.nats.credentials }}{{ if .secret }}{{ $_ := set $found "nats" (dict "secret" .secret "keys" (list $role)) }}{{ end }}{{ end }}
 {{- range $folder, $of := dict "nats-authority" $v.nats.authority "redis" $v.redis.password "redis-authority" $v.redis.authority "cql" $v.cql.password "cql-authority" $v.cql.authority }}
 {{- if $of.secret }}{{ $_ := set $found $folder (dict "secret" $of.secret "keys" (list $of.key)) }}{{ end }}
+{{- end }}
+{{- if and $v.traces.otlp (ne $role "pusher") }}
+{{- range $folder, $of := dict "traces-authority" $v.traces.authority "traces" $v.traces.authorization }}
+{{- if $of.secret }}{{ $_ := set $found $folder (dict "secret" $of.secret "keys" (list $of.key)) }}{{ end }}
+{{- end }}
 {{- end }}
 {{- if eq $role "gateway" }}
 {{- if not $v.gateway.tls.behindProxy }}{{ $_ := set $found "tls" (dict "secret" $v.gateway.tls.secret "keys" (list "tls.crt" "tls.key")) }}{{ end }}

@@ -72,6 +72,8 @@ def overview():
         line("Up since", SECONDS, "Time since the process was started.", (f"time() - max by (instance) ({of('process_start_time_seconds')})", "{{instance}}")),
         line("Versions", COUNT, "Processes by role and version; two of a role only during an upgrade.",
              (f"count by (role, version) ({of('chappe_build_info')})", "{{role}} {{version}}"), stacked=True),
+        line("Spans", PER_SECOND, "Spans for a collector of traces, by what became of them; none unless traces are on.",
+             (rate("chappe_spans_total", "result"), "{{result}}"), (rate_or_0("chappe_spans_total"), "all")),
         Row("What the metrics show"),
         Text("Promises and metrics", PROMISES, height=10),
     ])

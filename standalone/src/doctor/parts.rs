@@ -3,6 +3,7 @@
 use super::Findings;
 use chappe_gateway::settings::TokenConfig;
 use chappe_gateway::{GatewayMetrics, TokenVerifier};
+use chappe_node::spans::TracesConfig;
 use chappe_protocol::id::ClusterId;
 use chappe_protocol::world::World;
 use chappe_router::metrics::PresenceMetrics;
@@ -21,6 +22,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Clocks that differ by more should be mended; by more than [`SKEW_BAD_MS`], good tokens are refused.
 const SKEW_WARN_MS: u64 = 1_000;
 const SKEW_BAD_MS: u64 = 30_000;
+
+/// The collector of traces, if there is one.
+pub(super) async fn collector(found: &mut Findings, traces: &TracesConfig) {
+    const WHAT: &str = "traces.otlp";
+    if traces.otlp.is_empty() {
+        return;
+    }
+    // A process serves all the same.
+    match traces.try_out().await {
+        Ok(()) => found.good(WHAT, "the collector takes spans"),
+        Err(error) => found.warn(WHAT, format!("{error:#}; spans will be dropped")),
+    }
+}
 
 /// Presence, database and bus.
 pub(super) async fn look(

@@ -28,14 +28,23 @@ pub struct Place {
     pub listen: u16,
     admin: u16,
     plain: bool,
+    more: Vec<String>,
     server: Option<Child>,
 }
 
 impl Place {
     pub fn start(plain: bool) -> Self {
+        Self::start_with(plain, "")
+    }
+
+    /// With these settings beside the others.
+    pub fn start_with(plain: bool, settings: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (listen, admin) = (free_port(), free_port());
-        let mut place = Self { folder, listen, admin, plain, server: None };
+        let file = folder.path().join("chappe.toml");
+        std::fs::write(&file, settings).unwrap();
+        let more = vec!["--config".to_owned(), file.to_string_lossy().into_owned()];
+        let mut place = Self { folder, listen, admin, plain, more, server: None };
         place.serve();
         place
     }
@@ -58,6 +67,7 @@ impl Place {
         command.args(["serve", "--log", "debug", "--data"]).arg(self.data());
         command.args(["--listen", &format!("127.0.0.1:{}", self.listen)]);
         command.args(["--admin", &format!("127.0.0.1:{}", self.admin)]);
+        command.args(&self.more);
         if self.plain {
             command.arg("--no-tls");
         }

@@ -2,8 +2,9 @@
 
 use super::bench::{Backend, Bench, again, device, id};
 use crate::rows::{Applied, Batch, Head, Rows};
-use crate::{Entry, Store};
+use crate::{Device, Entry, Store};
 use chappe_protocol::id::{ConnectionId, Epoch, Seq};
+use chappe_protocol::time::UnixMillis;
 
 fn batch<'a, B: Backend>(
     bench: &Bench<B>,
@@ -83,6 +84,41 @@ pub async fn sessions_are_a_max_register<B: Backend>(bench: Bench<B>) {
     let row = again(|| rows.create_device(bench.mailbox, &phone, Seq(99))).await.unwrap();
     assert_eq!((row.since, row.epoch), (Seq(0), Epoch(6)), "a device is created once");
     assert_eq!(again(|| rows.device(bench.mailbox, &web)).await, Ok(None));
+}
+
+/// Beside a set that has changed since it was read, nothing is added.
+pub async fn a_device_is_added_to_the_set_that_was_seen<B: Backend>(bench: Bench<B>) {
+    let rows = bench.rows();
+    let names = |set: (u64, Vec<(Device, UnixMillis)>)| {
+        let names: Vec<String> = set.1.iter().map(|(row, _)| row.device.as_str().to_owned()).collect();
+        (set.0, names.join(" "))
+    };
+    let (phone, web, desk) = (device("phone"), device("web"), device("desk"));
+    let cases = [
+        (&phone, 1, false, (0, "")),
+        (&phone, 0, true, (1, "phone")),
+        (&phone, 1, false, (1, "phone")),
+        (&web, 0, false, (1, "phone")),
+        (&web, 1, true, (2, "phone web")),
+        (&desk, 1, false, (2, "phone web")),
+        (&desk, 3, false, (2, "phone web")),
+    ];
+    for (device, version, expected, stands) in cases {
+        let added = again(|| rows.add_device(bench.mailbox, device, Seq(4), version)).await.unwrap();
+        // What failed without an answer may be done all the same: then its repetition is refused.
+        assert!(added == expected || B::fails() && expected, "{device:?} at {version}");
+        let after = names(again(|| rows.devices(bench.mailbox)).await.unwrap());
+        assert!(B::fails() || after == (stands.0, stands.1.to_owned()), "{after:?}");
+    }
+    again(|| rows.revoke(bench.mailbox, &phone)).await.unwrap();
+    assert_eq!(
+        again(|| rows.add_device(bench.mailbox, &desk, Seq(4), 2)).await,
+        Ok(false),
+        "a revocation counts"
+    );
+    assert!(again(|| rows.add_device(bench.mailbox, &desk, Seq(9), 3)).await.is_ok());
+    let row = again(|| rows.create_device(bench.mailbox, &desk, Seq(11))).await.unwrap();
+    assert_eq!((row.since, row.epoch, row.revoked), (Seq(9), Epoch(0), false));
 }
 
 /// Heads, floors, hints and closed registers.

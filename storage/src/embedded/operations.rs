@@ -145,11 +145,30 @@ impl Rows for EmbeddedRows {
             if let Some((stored, _)) = tables.read_device(mailbox, &device)? {
                 return Ok(stored);
             }
-            let (epoch, connection) = (Epoch::default(), ConnectionId::default());
-            let fresh = Device { device, since, revoked: false, epoch, connection };
+            let fresh = Device::fresh(&device, since);
             tables.raise_device_version(mailbox)?;
             tables.put_device(mailbox, &fresh, tables.now);
             Ok(fresh)
+        })
+        .await
+    }
+
+    async fn add_device(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        since: Seq,
+        version: u64,
+    ) -> Result<bool> {
+        let device = device.clone();
+        self.write(0, move |tables| {
+            let stored = tables.read_device(mailbox, &device)?;
+            if stored.is_some() || tables.read_device_version(mailbox)? != version {
+                return Ok(false);
+            }
+            tables.raise_device_version(mailbox)?;
+            tables.put_device(mailbox, &Device::fresh(&device, since), tables.now);
+            Ok(true)
         })
         .await
     }

@@ -237,17 +237,31 @@ impl Rows for QuorumRows {
             if let Some((device, _)) = device_of(found.view, device) {
                 return (None, device);
             }
-            let fresh = Device {
-                device: device.clone(),
-                since,
-                revoked: false,
-                epoch: Epoch::default(),
-                connection: ConnectionId::default(),
-            };
+            let fresh = Device::fresh(device, since);
             let row =
                 Write::set(Row::Device(device.clone()), Column::Value, Value::Device(since, self.now()));
             let writes = vec![row, next_version(found.view)];
             (Some(Mutation { key: key.clone(), writes }), fresh)
+        };
+        self.transact(&key, decide).await
+    }
+
+    async fn add_device(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        since: Seq,
+        version: u64,
+    ) -> Result<bool> {
+        let key = Key::Devices(mailbox);
+        let decide = |found: &Found<'_>| {
+            if device_of(found.view, device).is_some() || version_of(found.view) != version {
+                return (None, false);
+            }
+            let row =
+                Write::set(Row::Device(device.clone()), Column::Value, Value::Device(since, self.now()));
+            let writes = vec![row, next_version(found.view)];
+            (Some(Mutation { key: key.clone(), writes }), true)
         };
         self.transact(&key, decide).await
     }

@@ -113,7 +113,8 @@ impl Database {
             Option<&'a [u8]>,
             Option<i64>,
         );
-        let (mut version, mut all, mut after, mut place) = (0, Vec::new(), String::new(), Some(place));
+        // The version is the first page's: one that is newer than the first rows would hide what changed in between for good.
+        let (mut version, mut all, mut after, mut place) = (None, Vec::new(), String::new(), Some(place));
         loop {
             let values = [Value::Blob(mailbox.as_bytes()), Value::Text(&after), limit(DEVICES_PAGE)];
             let place = match place.take() {
@@ -124,7 +125,9 @@ impl Database {
             let mut last = None;
             for row in answer.rows::<Columns<'_>>().map_err(damaged)? {
                 let (set, device, since, revoked, created_at, session, session_at) = row.map_err(damaged)?;
-                version = set.map_or(Ok(version), from_big)?;
+                if version.is_none() {
+                    version = Some(set.map_or(Ok(0), from_big)?);
+                }
                 let Some(device) = device else { continue };
                 last = Some(device.to_owned());
                 let device = DeviceId::new(device).map_err(damaged)?;
@@ -134,7 +137,7 @@ impl Database {
             }
             match last {
                 Some(last) if answer.rows_num() == DEVICES_PAGE => after = last,
-                Some(_) | None => return Ok((version, all)),
+                Some(_) | None => return Ok((version.unwrap_or_default(), all)),
             }
         }
     }
@@ -161,14 +164,14 @@ impl Database {
         Ok(row.and_then(|(_, version)| version))
     }
 
-    /// Raises the version of the set together with what `change` and `values` do to one device; `false`: refused.
+    /// Raises the version of the set, as last read, together with what `change` and `values` do to one device; `false`: refused.
     async fn change_set(
         &self,
         mailbox: MailboxId,
+        version: Option<i64>,
         change: &super::statements::Statement,
         values: Vec<Value<'_>>,
     ) -> Result<bool> {
-        let version = self.set_version(mailbox).await?;
         let next = Value::Big(version.unwrap_or_default().saturating_add(1));
         let before = version.map_or(Value::Null, Value::Big);
         let raise = vec![next, Value::Blob(mailbox.as_bytes()), before];
@@ -185,15 +188,36 @@ impl Database {
             if let Some(found) = self.device(mailbox, device, true).await? {
                 return Ok(found);
             }
-            let now = big(self.clock.now().0);
-            let values =
-                vec![big(since.0), now, Value::Blob(mailbox.as_bytes()), Value::Text(device.as_str())];
-            if self.change_set(mailbox, &self.statements.create_device, values).await? {
-                let (epoch, connection) = (Epoch::default(), ConnectionId::default());
-                return Ok(Device { device: device.clone(), since, revoked: false, epoch, connection });
+            let version = self.set_version(mailbox).await?;
+            if self.insert_device(mailbox, device, since, version).await? {
+                return Ok(Device::fresh(device, since));
             }
         }
         Err(too_busy())
+    }
+
+    async fn insert_device(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        since: Seq,
+        version: Option<i64>,
+    ) -> Result<bool> {
+        let now = big(self.clock.now().0);
+        let values = vec![big(since.0), now, Value::Blob(mailbox.as_bytes()), Value::Text(device.as_str())];
+        self.change_set(mailbox, version, &self.statements.create_device, values).await
+    }
+
+    pub(super) async fn add_device(
+        &self,
+        mailbox: MailboxId,
+        device: &DeviceId,
+        since: Seq,
+        version: u64,
+    ) -> Result<bool> {
+        // No version is written as 0.
+        let version = i64::try_from(version).ok().filter(|version| *version > 0);
+        self.insert_device(mailbox, device, since, version).await
     }
 
     /// The greatest (epoch, connection) stands: the epoch is the timestamp, and of equal ones the greater value counts.
@@ -221,7 +245,8 @@ impl Database {
                 Some(_) | None => return Ok(()),
             }
             let values = vec![Value::Blob(mailbox.as_bytes()), Value::Text(device.as_str())];
-            if self.change_set(mailbox, &self.statements.revoke_device, values).await? {
+            let version = self.set_version(mailbox).await?;
+            if self.change_set(mailbox, version, &self.statements.revoke_device, values).await? {
                 return Ok(());
             }
         }
@@ -267,20 +292,21 @@ impl Database {
     pub(super) async fn create_user(&self, user: &UserId, mailbox: MailboxId) -> Result<User> {
         let fresh = User { mailbox, erased: false };
         for _ in 0..ROUNDS_MAX {
-            let name = Value::Text(user.as_str());
-            let applied = match self.user(user, true).await? {
+            // Who asks for this has mostly looked before: nobody has the name.
+            let name = || Value::Text(user.as_str());
+            let new = || Value::Blob(mailbox.as_bytes());
+            if self.run_if(&self.statements.create_user, &[name(), new()]).await? {
+                return Ok(fresh);
+            }
+            match self.user(user, true).await? {
                 Some(found) if !found.erased => return Ok(found),
                 Some(old) => {
-                    let (fresh, old) = (Value::Blob(mailbox.as_bytes()), Value::Blob(old.mailbox.as_bytes()));
-                    self.run_if(&self.statements.replace_user, &[fresh, name, old]).await?
+                    let old = Value::Blob(old.mailbox.as_bytes());
+                    if self.run_if(&self.statements.replace_user, &[new(), name(), old]).await? {
+                        return Ok(fresh);
+                    }
                 }
-                None => {
-                    let values = [name, Value::Blob(mailbox.as_bytes())];
-                    self.run_if(&self.statements.create_user, &values).await?
-                }
-            };
-            if applied {
-                return Ok(fresh);
+                None => {}
             }
         }
         Err(too_busy())

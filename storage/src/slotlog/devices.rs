@@ -24,9 +24,11 @@ impl<R: Rows> SlotLog<R> {
             return Err(StoreError::Revoked);
         }
         let head = self.open_head(mailbox, true).await?;
-        let mut row = match self.rows.device(mailbox, device).await? {
-            Some(row) if row.epoch > Epoch::default() || row.revoked => row,
-            found => self.first_session(mailbox, device, head, found.is_none()).await?,
+        let found = self.rows.device(mailbox, device).await?;
+        let (mut row, added) = match found {
+            Some(row) if row.epoch > Epoch::default() || row.revoked => (row, false),
+            Some(_) => (self.first_session(mailbox, device, head).await?, false),
+            None => self.add_device(mailbox, device, head).await?,
         };
         if row.revoked {
             return Err(StoreError::Revoked);
@@ -39,7 +41,9 @@ impl<R: Rows> SlotLog<R> {
         if let Some(cursor) = attach.cursor {
             self.rows.raise_cursor(mailbox, device, cursor).await?;
         }
-        let from = self.start(mailbox, &row, attach.cursor).await?;
+        // One that was added by this very call has no cursor of its own.
+        let cursor = if added { Some(attach.cursor.unwrap_or(row.since)) } else { attach.cursor };
+        let from = self.start(mailbox, &row, cursor).await?;
         Ok(Attached { device: row, from, head })
     }
 
@@ -103,24 +107,25 @@ impl<R: Rows> SlotLog<R> {
         done
     }
 
-    /// A device without a session so far. If it is not `new`, its creation may have stopped half-way, and a trim that misses the row
-    /// would not wait for it: no session was written before a creation was answered.
-    async fn first_session(
-        &self,
-        mailbox: MailboxId,
-        device: &DeviceId,
-        head: Seq,
-        new: bool,
-    ) -> Result<Device> {
-        if new {
-            let (_, rows) = self.rows.devices(mailbox).await?;
-            if rows.iter().any(|(row, _)| row.revoked && row.device == every_device()) {
-                return Err(StoreError::Revoked);
-            }
-            if rows.iter().filter(|(row, _)| !row.revoked).count() >= self.config.devices_max {
-                return Err(StoreError::Quota);
-            }
+    /// A device that is not in the set, and whether this call has added it. The set is compared, so neither a bar nor one device too
+    /// many slips in between.
+    async fn add_device(&self, mailbox: MailboxId, device: &DeviceId, head: Seq) -> Result<(Device, bool)> {
+        let (version, rows) = self.rows.devices(mailbox).await?;
+        if rows.iter().any(|(row, _)| row.revoked && row.device == every_device()) {
+            return Err(StoreError::Revoked);
         }
+        if rows.iter().filter(|(row, _)| !row.revoked).count() >= self.config.devices_max {
+            return Err(StoreError::Quota);
+        }
+        if self.rows.add_device(mailbox, device, head, version).await? {
+            return Ok((Device::fresh(device, head), true));
+        }
+        Ok((self.first_session(mailbox, device, head).await?, false))
+    }
+
+    /// A device without a session so far. Its creation may have stopped half-way, and a trim that misses the row would not wait for
+    /// it: no session was written before a creation was answered.
+    async fn first_session(&self, mailbox: MailboxId, device: &DeviceId, head: Seq) -> Result<Device> {
         let row = self.rows.create_device(mailbox, device, head).await?;
         // A bar that was set meanwhile may have missed this row.
         if self.is_barred(mailbox).await? {
